@@ -1,0 +1,60 @@
+# `make help` lists the targets. Everything lives in .venv, made from the lock files.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# Compiling every file of torch takes half of the set-up; Python compiles what it imports.
+INSTALL := $(PIP) install --no-compile
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup setup-dev demo test check bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: .venv/.stamp ## .venv with everything that a laptop needs
+
+setup-dev: .venv/.stamp-dev ## the same with the tools for tests and checks
+
+demo: setup ## train a small model with the whole pipeline, here, and write its report
+	$(BIN)/vapo run demo
+
+test: setup-dev ## all tests
+	$(BIN)/pytest
+
+check: setup-dev ## style, types and who may import whom
+	@status=0; for tool in "ruff check" "ruff format --check" mypy "lint-imports --no-logo"; do \
+		echo "== $$tool"; $(BIN)/$$tool || status=1; \
+	done; exit $$status
+
+bench: setup-dev ## every measurement in benchmarks/
+	@set -e; for file in benchmarks/*.py; do \
+		[ -f "$$file" ] || { echo "benchmarks/ holds no .py file" >&2; exit 1; }; \
+		echo "== $$file"; $(BIN)/python "$$file"; \
+	done
+
+clean: ## remove .venv, caches and build leftovers; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist vapo.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# A stamp stands only beside a finished installation: both go before pip starts, and a .venv without a stamp is
+# what an interruption left, so it is made anew.
+.venv/.stamp: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "vapo needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not there)." \
+		"Give another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -f $@ || rm -rf .venv
+	@rm -f .venv/.stamp .venv/.stamp-dev
+	@echo "setting up .venv (about a minute, longer where torch comes with CUDA)"
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@$(INSTALL) -r requirements.lock
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.stamp-dev: requirements-dev.lock .venv/.stamp
+	@rm -f .venv/.stamp .venv/.stamp-dev
+	@echo "adding the development tools"
+	@$(INSTALL) -r requirements-dev.lock
+	@touch .venv/.stamp
+	@touch $@

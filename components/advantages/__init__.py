@@ -1,0 +1,1 @@
+"""Values, advantages and value targets of every token."""

@@ -1,0 +1,27 @@
+"""Values, advantages and value targets of every token."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def advantages(
+    section: str,
+    iteration: int,
+    rollouts: dsl.Input[dsl.Dataset],
+    rewards: dsl.Input[dsl.Dataset],
+    critic: dsl.Input[dsl.Model],
+    experience: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Make the EXPERIENCE table."""
+    from vapo.stage import run
+
+    run(
+        "advantages",
+        section=section,
+        parameters={"iteration": iteration},
+        inputs={"rollouts": rollouts, "rewards": rewards, "critic": critic},
+        outputs={"experience": experience, "metrics": metrics},
+    )

@@ -1,0 +1,1 @@
+"""The first policy, trained here or taken from a local folder."""

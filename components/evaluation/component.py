@@ -1,0 +1,27 @@
+"""avg@k and pass@k on held-out problems."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluation(
+    section: str,
+    iteration: int,
+    prompts: dsl.Input[dsl.Dataset],
+    rollouts: dsl.Input[dsl.Dataset],
+    rewards: dsl.Input[dsl.Dataset],
+    evaluation: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Make the EVALUATION table."""
+    from vapo.stage import run
+
+    run(
+        "evaluation",
+        section=section,
+        parameters={"iteration": iteration},
+        inputs={"prompts": prompts, "rollouts": rollouts, "rewards": rewards},
+        outputs={"evaluation": evaluation, "metrics": metrics},
+    )

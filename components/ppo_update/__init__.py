@@ -1,0 +1,1 @@
+"""The next policy and critic."""

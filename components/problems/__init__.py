@@ -1,0 +1,1 @@
+"""Training and held-out prompts, and worked examples for the base model."""

@@ -1,0 +1,1 @@
+"""The first critic, trained on the fixed policy."""

@@ -1,0 +1,1 @@
+"""Rewards from a grader that reads the responses."""

@@ -1,0 +1,27 @@
+"""Rewards from a grader that reads the responses."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def verification(
+    section: str,
+    iteration: int,
+    purpose: str,
+    prompts: dsl.Input[dsl.Dataset],
+    rollouts: dsl.Input[dsl.Dataset],
+    rewards: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Make the REWARDS table."""
+    from vapo.stage import run
+
+    run(
+        "verification",
+        section=section,
+        parameters={"iteration": iteration, "purpose": purpose},
+        inputs={"prompts": prompts, "rollouts": rollouts},
+        outputs={"rewards": rewards, "metrics": metrics},
+    )

@@ -1,0 +1,51 @@
+"""Evaluation as a sub-pipeline: rollout on held-out prompts, verification, accuracy."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.evaluation.component import evaluation
+from components.history.component import history as record
+from components.rollout.component import rollout
+from components.verification.component import verification
+
+Outputs = NamedTuple("Outputs", [("history", dsl.Dataset), ("evaluation", dsl.Dataset)])
+
+
+@dsl.pipeline(name="evaluation", description="Accuracy of a policy on held-out prompts")
+def evaluate(
+    policy: dsl.Input[dsl.Model],
+    prompts: dsl.Input[dsl.Dataset],
+    history: dsl.Input[dsl.Dataset],
+    rollout_section: str,
+    verification_section: str,
+    evaluation_section: str,
+    iteration: int,
+    seed: int,
+) -> Outputs:
+    sampled = rollout(
+        section=rollout_section, seed=seed, iteration=0, purpose="evaluation", prompts=prompts, policy=policy
+    )
+    graded = verification(
+        section=verification_section,
+        iteration=iteration,
+        purpose="evaluation",
+        prompts=prompts,
+        rollouts=sampled.outputs["rollouts"],
+    )
+    measured = evaluation(
+        section=evaluation_section,
+        iteration=iteration,
+        prompts=prompts,
+        rollouts=sampled.outputs["rollouts"],
+        rewards=graded.outputs["rewards"],
+    )
+    recorded = record(
+        iteration=iteration,
+        purpose="evaluation",
+        previous=history,
+        rollout=sampled.outputs["metrics"],
+        verification=graded.outputs["metrics"],
+        evaluation=measured.outputs["metrics"],
+    )
+    return Outputs(history=recorded.outputs["new_history"], evaluation=measured.outputs["evaluation"])

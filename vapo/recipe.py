@@ -1,0 +1,345 @@
+"""The declarative recipe: one frozen section per stage; TOML in, JSON between processes.
+
+Every default stands on its field and is the published VAPO setting where a paper gives one (arXiv
+2504.05118, section 5); a recipe file states only what differs. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vapo.errors import UserError
+
+RECIPES = Path(__file__).resolve().parent.parent / "pipelines" / "recipes"
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and a key that it does not know is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Problems(Section):
+    """Where prompts come from: a seeded generator or a JSONL file with `prompt` and `ground_truth`."""
+
+    source: Literal["chain", "file"] = "chain"
+    path: str = Field("", description="the JSONL file, for source = 'file'")
+    train: int = Field(8192, gt=0, description="prompts to train on; the chain generator makes as many as asked")
+    heldout: int = Field(256, gt=0, description="prompts for evaluation, disjoint from the training prompts")
+    heldout_share: float = Field(0.1, gt=0, lt=1, description="share of a file's prompts held out, by hash")
+    examples: int = Field(0, ge=0, description="worked examples for the base model (chain only)")
+    min_steps: int = Field(5, ge=1, le=40, description="shortest chain")
+    max_steps: int = Field(40, ge=1, le=40, description="longest chain; steps carry labels #1 to #40")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.source == "file" and not self.path:
+            raise ValueError("problems.source is 'file' but problems.path is empty: give the path of a JSONL file")
+        if self.source == "file" and self.examples:
+            raise ValueError("problems.examples is for source 'chain': a file brings no worked examples; set it to 0")
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"problems.min_steps {self.min_steps} is above problems.max_steps {self.max_steps}")
+        return self
+
+
+class BaseModelSection(Section):
+    """The first policy: a local Hugging Face folder, or a small model trained here on worked examples."""
+
+    path: str = Field("", description="folder of a Qwen2 or Llama checkpoint with its tokenizer; empty: train one")
+    architecture: Literal["qwen2", "llama"] = "qwen2"
+    hidden_size: int = Field(64, gt=0)
+    layers: int = Field(2, gt=0)
+    heads: int = Field(2, gt=0)
+    feed_forward: int = Field(256, gt=0)
+    max_positions: int = Field(512, gt=0)
+    init_std: float = Field(0.1, gt=0, description="0.02 does not learn the digit tables at this width: docs/log.md")
+    steps: int = Field(1100, gt=0)
+    batch_tokens: int = Field(4500, gt=0, description="tokens per optimiser step once the curriculum is at full length")
+    lr: float = Field(5e-3, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    curriculum_loss: float = Field(
+        0.35, gt=0, description="longer examples follow once the mean loss per response token is below this"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"base_model.hidden_size {self.hidden_size} needs an even share per head: "
+                f"choose a multiple of 2 x heads ({2 * self.heads})"
+            )
+        return self
+
+
+class Rollout(Section):
+    """Sampling: `prompts` x `samples` responses per iteration (section 4.2.4: 512 prompts x 16)."""
+
+    engine: Literal["cpu"] = "cpu"
+    prompts: int = Field(512, gt=0)
+    samples: int = Field(16, gt=0)
+    temperature: float = Field(1.0, ge=0, description="0 is greedy; training wants 1")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(20480, gt=0)
+    batch_size: int = Field(256, gt=0, description="responses decoded together")
+
+
+class Verification(Section):
+    """The grader and the reward values (+1/-1 as in DAPO and VC-PPO)."""
+
+    grader: Literal["answer_line"] = "answer_line"
+    reward_correct: float = 1.0
+    reward_wrong: float = -1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.reward_correct <= self.reward_wrong:
+            raise ValueError(
+                f"verification.reward_correct {self.reward_correct} must be above reward_wrong {self.reward_wrong}"
+            )
+        return self
+
+
+class ValuePretraining(Section):
+    """The critic learns the fixed policy's returns before the first update (section 4.1.1, VC-PPO)."""
+
+    init: Literal["policy", "reward_model"] = Field(
+        "reward_model",
+        description="'policy': the policy's backbone and a zero head; 'reward_model': that, first trained on the "
+        "last token alone, where the papers start",
+    )
+    reward_model_steps: int = Field(50, ge=0)
+    prompts: int = Field(512, gt=1)
+    samples: int = Field(16, gt=0)
+    steps: int = Field(50, gt=0, description="the paper's figure")
+    mini_batch: int = Field(512, gt=0, description="responses per optimiser step")
+    heldout_share: float = Field(0.2, gt=0, lt=1, description="share of prompts that only measures")
+    measure_every: int = Field(5, gt=0)
+    lr: float = Field(2e-6, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    token_budget: int = Field(16384, gt=0, description="padded positions per micro-batch")
+
+
+class Advantages(Section):
+    """Decoupled, length-adaptive GAE (sections 4.1.2 and 4.2.1); gamma is 1."""
+
+    lambda_critic: float = Field(1.0, ge=0, le=1)
+    lambda_policy: float | Literal["length_adaptive"] = "length_adaptive"
+    alpha: float = Field(0.05, gt=0, description="lambda_policy = 1 - 1/(alpha * length)")
+    whiten: bool = False
+    token_budget: int = Field(32768, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.lambda_policy, float) and not 0 <= self.lambda_policy <= 1:
+            raise ValueError(f"advantages.lambda_policy {self.lambda_policy} must lie in [0, 1]")
+        return self
+
+
+class PpoUpdate(Section):
+    """Clip-higher, token-level loss, positive-example LM loss (sections 4.2.2 and 4.2.3) and the value loss."""
+
+    epochs: int = Field(1, gt=0)
+    mini_batch: int = Field(512, gt=0, description="responses per optimiser step")
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.28, gt=0)
+    loss_aggregation: Literal["token", "sample"] = "token"
+    positive_lm_coef: float = Field(0.1, ge=0, description="mu; 0 switches the term off")
+    value_clip: float | None = Field(None, gt=0, description="clip range of the values; None: no clipping")
+    actor_lr: float = Field(1e-6, gt=0)
+    critic_lr: float = Field(2e-6, gt=0)
+    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    token_budget: int = Field(16384, gt=0, description="padded positions per micro-batch")
+
+
+class Evaluation(Section):
+    """avg@k and pass@k on held-out prompts at their own temperature (AIME: k = 32, T = 1.0, top-p 0.7)."""
+
+    every: int = Field(5, gt=0, description="iterations between evaluations; one at the start and the end besides")
+    samples: int = Field(32, gt=0)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(0.7, gt=0, le=1)
+
+
+class Report(Section):
+    """What the HTML page shows."""
+
+    title: str = "VAPO"
+    samples: int = Field(12, ge=0, description="responses shown with verdicts and token credit")
+
+
+class Runtime(Section):
+    """Where the pipeline runs."""
+
+    image: str = Field("vapo:0.1.0", min_length=1, description="the image of every stage on a cluster")
+    threads: int = Field(0, ge=0, description="CPU threads of a stage; 0: all there are")
+
+
+class Recipe(Section):
+    """One run: everything that shapes it, resolved."""
+
+    name: str = Field("vapo", pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)
+    seed: int = Field(0, ge=0, lt=2**31)
+    iterations: int = Field(16, gt=0)
+    problems: Problems = Problems()
+    base_model: BaseModelSection = BaseModelSection()
+    rollout: Rollout = Rollout()
+    verification: Verification = Verification()
+    value_pretraining: ValuePretraining = ValuePretraining()
+    advantages: Advantages = Advantages()
+    ppo_update: PpoUpdate = PpoUpdate()
+    evaluation: Evaluation = Evaluation()
+    report: Report = Report()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rollout.temperature != 1.0 or self.rollout.top_p != 1.0:
+            raise ValueError(
+                f"rollout.temperature {self.rollout.temperature} and top_p {self.rollout.top_p}: training samples at 1.0 "
+                "and 1.0, otherwise the ratio's denominator is not the sampling distribution; "
+                "set evaluation.temperature for evaluation"
+            )
+        responses = self.rollout.prompts * self.rollout.samples
+        if self.ppo_update.mini_batch > responses:
+            raise ValueError(
+                f"ppo_update.mini_batch {self.ppo_update.mini_batch} is above the {responses} responses of an "
+                "iteration (rollout.prompts x rollout.samples): lower it"
+            )
+        if self.problems.source == "chain" and not self.base_model.path and not self.problems.examples:
+            raise ValueError(
+                "base_model.path is empty, so the base model is trained, but problems.examples is 0: "
+                "set problems.examples (the demo uses 50000) or base_model.path"
+            )
+        if self.problems.source == "file" and not self.base_model.path:
+            raise ValueError("problems.source is 'file' and base_model.path is empty: give the folder of a checkpoint")
+        if self.rollout.prompts > self.problems.train:
+            raise ValueError(f"rollout.prompts {self.rollout.prompts} is above problems.train {self.problems.train}")
+        return self
+
+    def rollout_for_evaluation(self) -> Rollout:
+        """The rollout section of the evaluation pipeline: all held-out prompts, its own sampling."""
+        e = self.evaluation
+        return self.rollout.model_copy(
+            update={
+                "prompts": self.problems.heldout,
+                "samples": e.samples,
+                "temperature": e.temperature,
+                "top_p": e.top_p,
+            }
+        )
+
+    def rollout_for_value_pretraining(self) -> Rollout:
+        """The rollout section that samples the fixed policy before the first update."""
+        v = self.value_pretraining
+        return self.rollout.model_copy(update={"prompts": v.prompts, "samples": v.samples})
+
+
+def available_recipes() -> list[str]:
+    """Names of the recipes that come with vapo."""
+    return sorted(p.stem for p in RECIPES.glob("*.toml"))
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The recipe file that a name (`demo`) or a path (`mine.toml`) means.
+
+    Raises:
+        UserError: there is no such recipe; the message lists those there are.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if path.is_file():
+            return path
+        raise UserError(f"recipe file {path} is not there: check the path, or use one of {available_recipes()}")
+    shipped = RECIPES / f"{name_or_path}.toml"
+    if not shipped.is_file():
+        raise UserError(f"no recipe named {name_or_path!r}: there are {available_recipes()}, or give a .toml file")
+    return shipped
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply `section.key=value` overrides (values as in TOML; bare words are strings).
+
+    Raises:
+        UserError: the file is not TOML, a key is unknown, a value does not fit, or settings contradict.
+    """
+    path = find_recipe(name_or_path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not valid TOML: {error}") from None
+    data.setdefault("name", path.stem)
+    for text in overrides:
+        _override(data, text)
+    return parse_recipe(data, f"recipe {path.name}")
+
+
+def parse_recipe(data: dict[str, Any], where: str) -> Recipe:
+    """Validate `data`; every fault becomes one line that names the key, the value and the cure."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+
+
+def read_resolved(path: Path) -> Recipe:
+    """The resolved recipe written beside a run."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the run's resolved recipe {path}: {error}") from None
+    return parse_recipe(data, f"resolved recipe {path}")
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts) or len(parts) > 2:
+        raise UserError(f"--set {text}: write --set section.key=value, for example --set ppo_update.clip_high=0.24")
+    try:
+        parsed = tomllib.loads(f"v = {value.strip()}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in parts[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise UserError(f"--set {text}: {part!r} is not a section")
+    data[parts[-1]] = parsed
+
+
+def _explain(error: ValidationError) -> str:
+    """All faults of a validation in one line, with the nearest known key for an unknown one."""
+    import difflib
+
+    faults = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"] if part not in ("float", "literal['length_adaptive']"))
+        if fault["type"] == "extra_forbidden":
+            section = _section_at(fault["loc"][:-1])
+            known = sorted(section.model_fields)
+            near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+            cure = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            faults.append(f"unknown key {where!r}: {cure}")
+        elif fault["type"] == "value_error":
+            faults.append(str(fault["ctx"]["error"]))
+        else:
+            faults.append(f"{where} = {fault['input']!r}: {fault['msg'].lower()}")
+    return "; ".join(dict.fromkeys(faults))
+
+
+def _section_at(location: tuple[Any, ...]) -> type[Section]:
+    section: type[Section] = Recipe
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, Section)
+        section = annotation
+    return section

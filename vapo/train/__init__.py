@@ -1,0 +1,1 @@
+"""Policy and critic: models, batches, updates."""

@@ -1,0 +1,119 @@
+"""A warm worker: one process that has imported torch and transformers, and forks a child for every stage.
+
+On a laptop each stage is a process of its own, and importing torch and transformers costs it about four seconds.
+`vapo run` starts this worker once; a stage that needs torch sends its job here and gets a child that starts with
+everything imported. The child inherits nothing else: it seeds itself, and it dies with the process that asked.
+No thread runs and no parallel region was entered in the parent, so forking is safe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+ADDRESS = "VAPO_WORKER"  # environment variable with the path of the worker's socket
+
+
+def submit(address: str, job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Have the worker do a job; its output goes to this process's standard output and error.
+
+    Raises:
+        RuntimeError: the stage failed; its traceback is on standard error.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(address)
+        message = json.dumps(job).encode() + b"\n"
+        socket.send_fds(connection, [message], [1, 2])
+        answer = _read_line(connection)
+    if not answer:
+        raise RuntimeError(f"stage {job['stage']} failed; its traceback stands above")
+    result: dict[str, dict[str, Any]] = json.loads(answer)
+    return result
+
+
+def serve(address: str) -> None:
+    """Accept jobs on a Unix socket until the parent process is gone."""
+    import tokenizers  # noqa: F401
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+    from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
+
+    import vapo.rl.advantages
+    import vapo.rollout.generate
+    import vapo.train.advantages
+    import vapo.train.base_model
+    import vapo.train.ppo_update
+    import vapo.train.value_pretraining  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the system
+    parent = os.getppid()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        beside = f"{address}.new"
+        server.bind(beside)
+        server.listen()
+        Path(beside).rename(address)  # appears only when it accepts
+        server.settimeout(1.0)
+        while os.getppid() == parent:
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                continue
+            if os.fork() == 0:
+                server.close()
+                _child(connection)
+            connection.close()
+
+
+def _child(connection: socket.socket) -> None:
+    """Do one job with the asking process's standard output and error, answer, and leave."""
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        connection.setblocking(True)
+        message, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 2)
+        for source, target in zip(descriptors, (1, 2), strict=True):
+            os.dup2(source, target)
+        while not message.endswith(b"\n"):
+            message += connection.recv(1 << 16)
+        threading.Thread(target=_leave_with, args=(connection,), daemon=True).start()
+        from vapo.stage import execute
+
+        answer = json.dumps(execute(json.loads(message)))
+        connection.sendall(answer.encode() + b"\n")
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _leave_with(connection: socket.socket) -> None:
+    """End this child when the process that asked is gone: its end of the socket closes."""
+    if not connection.recv(1):
+        os._exit(1)
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    answer = b""
+    while not answer.endswith(b"\n"):
+        part = connection.recv(1 << 16)
+        if not part:
+            return b""
+        answer += part
+    return answer
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
