@@ -9,7 +9,10 @@ from components.history.component import history as record
 from components.rollout.component import rollout
 from components.verification.component import verification
 
-Outputs = NamedTuple("Outputs", [("history", dsl.Dataset), ("evaluation", dsl.Dataset)])
+
+class Outputs(NamedTuple):
+    history: dsl.Dataset
+    evaluation: dsl.Dataset
 
 
 @dsl.pipeline(name="evaluation", description="Accuracy of a policy on held-out prompts")

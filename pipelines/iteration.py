@@ -10,17 +10,14 @@ from components.ppo_update.component import ppo_update
 from components.rollout.component import rollout
 from components.verification.component import verification
 
-Outputs = NamedTuple(
-    "Outputs",
-    [
-        ("policy", dsl.Model),
-        ("critic", dsl.Model),
-        ("history", dsl.Dataset),
-        ("rollouts", dsl.Dataset),
-        ("rewards", dsl.Dataset),
-        ("experience", dsl.Dataset),
-    ],
-)
+
+class Outputs(NamedTuple):
+    policy: dsl.Model
+    critic: dsl.Model
+    history: dsl.Dataset
+    rollouts: dsl.Dataset
+    rewards: dsl.Dataset
+    experience: dsl.Dataset
 
 
 @dsl.pipeline(name="iteration", description="Sample, grade, estimate advantages, update policy and critic")

@@ -14,10 +14,12 @@ from pipelines.iteration import iterate
 from pipelines.value_pretraining import pretrain_critic
 from vapo.recipe import Recipe, Section
 
-Outputs = NamedTuple(
-    "Outputs",
-    [("policy", dsl.Model), ("critic", dsl.Model), ("history", dsl.Dataset), ("page", dsl.HTML)],
-)
+
+class Outputs(NamedTuple):
+    policy: dsl.Model
+    critic: dsl.Model
+    history: dsl.Dataset
+    page: dsl.HTML
 
 
 def evaluated_iterations(recipe: Recipe) -> list[int]:
@@ -49,9 +51,7 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
     ) -> Outputs:
         made = problems(section=problems_section, seed=seed)
         train_prompts, heldout_prompts = made.outputs["train_prompts"], made.outputs["heldout_prompts"]
-        base = base_model(
-            section=base_model_section, seed=seed, store=store, examples=made.outputs["examples"]
-        )
+        base = base_model(section=base_model_section, seed=seed, store=store, examples=made.outputs["examples"])
         begun = record(
             iteration=0, purpose="training", problems=made.outputs["metrics"], base_model=base.outputs["metrics"]
         )
@@ -104,7 +104,8 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
             if number in evaluated:
                 measured = evaluation_after(number)
                 history = measured.outputs["history"]
-        assert first is not None and last is not None
+        assert first is not None
+        assert last is not None
         written = report(
             section=report_section,
             recipe=recipe_json,

@@ -9,7 +9,10 @@ from components.rollout.component import rollout
 from components.value_pretraining.component import value_pretraining
 from components.verification.component import verification
 
-Outputs = NamedTuple("Outputs", [("critic", dsl.Model), ("history", dsl.Dataset)])
+
+class Outputs(NamedTuple):
+    critic: dsl.Model
+    history: dsl.Dataset
 
 
 @dsl.pipeline(name="value-pretraining", description="The critic learns the fixed policy's returns")

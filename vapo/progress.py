@@ -40,7 +40,7 @@ class Progress:
         self.started = self.last = time.monotonic()
         self.work = 0
 
-    def __call__(self, done: int, work: int = 0, work_unit: str = "tokens", **metrics: float) -> None:
+    def __call__(self, done: int, work: int = 0, work_unit: str = "tokens", **metrics: float | None) -> None:
         """Report `done` of the total, and that `work` more of `work_unit` (say tokens) were done."""
         self.work += work
         now = time.monotonic()
@@ -55,5 +55,5 @@ class Progress:
             unit=self.unit,
             rate=round(rate, 1),
             rate_unit=f"{work_unit}/s",
-            metrics={name: round(value, 5) for name, value in metrics.items()},
+            metrics={name: round(value, 5) for name, value in metrics.items() if value is not None},
         )

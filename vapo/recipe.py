@@ -59,12 +59,12 @@ class BaseModelSection(Section):
     feed_forward: int = Field(256, gt=0)
     max_positions: int = Field(512, gt=0)
     init_std: float = Field(0.1, gt=0, description="0.02 does not learn the digit tables at this width: docs/log.md")
-    steps: int = Field(1100, gt=0)
+    steps: int = Field(1000, gt=0)
     batch_tokens: int = Field(4500, gt=0, description="tokens per optimiser step once the curriculum is at full length")
     lr: float = Field(5e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     curriculum_loss: float = Field(
-        0.35, gt=0, description="longer examples follow once the mean loss per response token is below this"
+        0.4, gt=0, description="longer examples follow once the mean loss per response token is below this"
     )
 
     @model_validator(mode="after")
@@ -205,8 +205,8 @@ class Recipe(Section):
     def _check(self) -> Self:
         if self.rollout.temperature != 1.0 or self.rollout.top_p != 1.0:
             raise ValueError(
-                f"rollout.temperature {self.rollout.temperature} and top_p {self.rollout.top_p}: training samples at 1.0 "
-                "and 1.0, otherwise the ratio's denominator is not the sampling distribution; "
+                f"rollout.temperature {self.rollout.temperature} and top_p {self.rollout.top_p}: training samples at "
+                "1.0 and 1.0, otherwise the ratio's denominator is not the sampling distribution; "
                 "set evaluation.temperature for evaluation"
             )
         responses = self.rollout.prompts * self.rollout.samples
@@ -281,6 +281,14 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     for text in overrides:
         _override(data, text)
     return parse_recipe(data, f"recipe {path.name}")
+
+
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """A resolved recipe with `section.key=value` overrides."""
+    data = recipe.model_dump(mode="json")
+    for text in overrides:
+        _override(data, text)
+    return parse_recipe(data, "overrides")
 
 
 def parse_recipe(data: dict[str, Any], where: str) -> Recipe:

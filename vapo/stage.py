@@ -91,7 +91,8 @@ def run(
         {name: artifact.path for name, artifact in outputs.items()},
         time.time(),
     )
-    if STAGES[stage].torch and (address := os.environ.get(worker.ADDRESS)):
+    address = os.environ.get(worker.ADDRESS)
+    if STAGES[stage].torch and address and worker.ready(address):
         result = worker.submit(address, asdict(job))
     else:
         result = execute(asdict(job))
@@ -162,5 +163,5 @@ def _verify(name: str, source: dict[str, str]) -> None:
     if source["sha256"] and sha256_of(path) != source["sha256"]:
         raise UserError(
             f"input {name}: {path} was changed since it was written (sha256 expected {source['sha256'][:12]}): "
-            "restore it, or run again with --no-cache"
+            "restore it, or run again with --fresh"
         )

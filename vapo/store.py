@@ -115,12 +115,12 @@ def open_checkpoint(manifest: Manifest, into: Path, want: Callable[[str], bool] 
         if not source.is_file():
             raise UserError(
                 f"{manifest.kind} checkpoint {manifest.digest[:12]}: {entry.path} is missing from the store "
-                f"{manifest.store}: run again with --no-cache to make it anew"
+                f"{manifest.store}: run again with --fresh to make it anew"
             )
         if sha256_of(source) != entry.sha256:
             raise UserError(
                 f"{manifest.kind} checkpoint {manifest.digest[:12]}: {entry.path} in the store {manifest.store} was "
-                f"changed since it was written: delete {source} and run again with --no-cache"
+                f"changed since it was written: delete {source} and run again with --fresh"
             )
         target = into / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -63,8 +63,8 @@ def write_table(path: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> pa
             arrays.append(_array(columns[field.name], field.type))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
             raise UserError(f"{path}: table {name}: column {field.name}: expected {field.type}: {error}") from None
-        if arrays[-1].null_count:
-            raise UserError(f"{path}: table {name}: column {field.name}: {arrays[-1].null_count} values are missing")
+        if missing_values := _nulls(arrays[-1]):
+            raise UserError(f"{path}: table {name}: column {field.name}: {missing_values} values are missing")
     lengths = {field.name: len(array) for field, array in zip(schema, arrays, strict=True)}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}: table {name}: columns differ in length: {lengths}")
@@ -86,9 +86,11 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         source = pa.memory_map(str(path), "r")
     except FileNotFoundError:
         raise UserError(f"{path}: expected table {name}, found no file: run the stage that writes it") from None
+    except OSError as error:
+        raise UserError(f"{path}: expected table {name}, cannot open it: {error}") from None
     try:
         table = pa.ipc.open_file(source).read_all()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"{path}: expected table {name} as an Arrow IPC file, found {source.size()} bytes that are truncated or "
             f"of another format ({str(error).splitlines()[0]}): run the stage that writes it again"
@@ -173,12 +175,17 @@ def _one_chunk(table: pa.Table, column: str) -> pa.Array:
     return pa.concat_arrays(chunked.chunks) if chunked.num_chunks else pa.array([], chunked.type)
 
 
+def _nulls(array: pa.Array) -> int:
+    """How many values are missing, inside the lists of a ragged column too."""
+    return array.null_count + (array.flatten().null_count if pa.types.is_list(array.type) else 0)
+
+
 def _array(column: Any, kind: pa.DataType) -> pa.Array:
     if isinstance(column, tuple) and pa.types.is_list(kind):
         values, offsets = column
-        return pa.ListArray.from_arrays(
-            pa.array(offsets, pa.int32()), pa.array(values, kind.value_type), type=kind
-        )
+        if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
+            raise pa.ArrowInvalid(f"offsets {offsets[0]} to {offsets[-1]} do not cut {len(values)} values into rows")
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind.value_type), type=kind)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if isinstance(column, pa.Array):

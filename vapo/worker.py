@@ -14,11 +14,29 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 ADDRESS = "VAPO_WORKER"  # environment variable with the path of the worker's socket
+
+
+def ready(address: str, patience: float = 60.0) -> bool:
+    """Whether the worker takes jobs; waits while it starts. False: do the job without it."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if Path(address).exists():
+            return True
+        if not starting(address).exists():
+            return Path(address).exists()
+        time.sleep(0.02)
+    return False
+
+
+def starting(address: str) -> Path:
+    """The file that stands while a worker imports what it needs."""
+    return Path(f"{address}.starting")
 
 
 def submit(address: str, job: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -40,8 +58,16 @@ def submit(address: str, job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def serve(address: str) -> None:
-    """Accept jobs on a Unix socket until the parent process is gone."""
+def main(address: str, parent: int) -> None:
+    """Serve, and take the starting mark away however it ends."""
+    try:
+        serve(address, parent)
+    finally:
+        starting(address).unlink(missing_ok=True)
+
+
+def serve(address: str, parent: int) -> None:
+    """Accept jobs on a Unix socket until the parent process is gone: it may be so before the imports are done."""
     import tokenizers  # noqa: F401
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification  # noqa: F401
@@ -56,12 +82,12 @@ def serve(address: str) -> None:
     import vapo.train.value_pretraining  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the system
-    parent = os.getppid()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         beside = f"{address}.new"
         server.bind(beside)
         server.listen()
         Path(beside).rename(address)  # appears only when it accepts
+        starting(address).unlink(missing_ok=True)
         server.settimeout(1.0)
         while os.getppid() == parent:
             try:
@@ -91,7 +117,7 @@ def _child(connection: socket.socket) -> None:
         answer = json.dumps(execute(json.loads(message)))
         connection.sendall(answer.encode() + b"\n")
         status = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the traceback is the answer; this process is about to end
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -116,4 +142,4 @@ def _read_line(connection: socket.socket) -> bytes:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -14,7 +14,7 @@ def advantages(
     critic: dsl.Input[dsl.Model],
     experience: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     """Make the EXPERIENCE table."""
     from vapo.stage import run
 

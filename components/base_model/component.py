@@ -13,7 +13,7 @@ def base_model(
     examples: dsl.Input[dsl.Dataset],
     policy: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     """Make the first policy checkpoint."""
     from vapo.stage import run
 

@@ -14,7 +14,7 @@ def evaluation(
     rewards: dsl.Input[dsl.Dataset],
     evaluation: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     """Make the EVALUATION table."""
     from vapo.stage import run
 

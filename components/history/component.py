@@ -22,7 +22,7 @@ def history(
     advantages: Optional[dsl.Input[dsl.Metrics]] = None,
     ppo_update: Optional[dsl.Input[dsl.Metrics]] = None,
     evaluation: Optional[dsl.Input[dsl.Metrics]] = None,
-):
+) -> None:
     """Append the given stages' metrics to the HISTORY table."""
     from vapo.stage import run
 

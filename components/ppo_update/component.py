@@ -19,7 +19,7 @@ def ppo_update(
     new_policy: dsl.Output[dsl.Model],
     new_critic: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     """Make the next policy and critic checkpoints."""
     from vapo.stage import run
 

@@ -13,7 +13,7 @@ def problems(
     heldout_prompts: dsl.Output[dsl.Dataset],
     examples: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     """Make the PROMPTS and EXAMPLES tables."""
     from vapo.stage import run
 

@@ -20,7 +20,7 @@ def report(
     last_experience: dsl.Input[dsl.Dataset],
     evaluation: dsl.Input[dsl.Dataset],
     page: dsl.Output[dsl.HTML],
-):
+) -> None:
     """Make the self-contained HTML page."""
     from vapo.stage import run
 

@@ -15,7 +15,7 @@ def rollout(
     policy: dsl.Input[dsl.Model],
     rollouts: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     """Make the ROLLOUTS table of one iteration."""
     from vapo.stage import run
 

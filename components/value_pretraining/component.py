@@ -15,7 +15,7 @@ def value_pretraining(
     policy: dsl.Input[dsl.Model],
     critic: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     """Make the first critic checkpoint."""
     from vapo.stage import run
 

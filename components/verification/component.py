@@ -14,7 +14,7 @@ def verification(
     rollouts: dsl.Input[dsl.Dataset],
     rewards: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     """Make the REWARDS table."""
     from vapo.stage import run
 

@@ -35,7 +35,11 @@ def read_problems(path: Path) -> list[Problem]:
     if not path.is_file():
         raise UserError(f"problems.path {str(path)!r}: no such file: give a JSONL file with prompt and ground_truth")
     found: dict[str, Problem] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"problems.path {str(path)!r}: not UTF-8 ({error}): save it as UTF-8") from None
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also cut at U+2028 inside a text
         if not line.strip():
             continue
         try:

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 
 # The answer must be what the response ends with: the last number anywhere would be easy to hit by chance.
-ANSWER = re.compile(r"(?:^|\s)answer\s*:?\s+(\S+)\s*$", re.IGNORECASE)
+# One way to match each space: with two adjacent runs of spaces, a long run would take quadratic time.
+ANSWER = re.compile(r"(?:^|\s)answer(?:\s*:)?\s+(\S+)\s*$", re.IGNORECASE)
 INTEGER = re.compile(r"[+-]?\d{1,4000}")
 
 

@@ -84,13 +84,13 @@ def _span(response: Response, at: int, scale: Scale) -> str:
     word = token.lstrip(" ") or token
     space = token[: len(token) - len(word)]
     sign = "up" if advantage > 0 else "down" if advantage < 0 else "even"
+    name = word.replace("\n", LINE_BREAK) if word.strip(" ") else "space"
     tip = (
-        f"token {at + 1}: {word.replace(chr(10), LINE_BREAK) if word.strip(' ') else 'space'}\n"
-        f"advantage {advantage:+.4f}\nvalue {response.values[at]:+.4f}\n"
+        f"token {at + 1}: {name}\nadvantage {advantage:+.4f}\nvalue {response.values[at]:+.4f}\n"
         f"value target {response.value_targets[at]:+.4f}\nrollout logprob {response.logprobs[at]:.4f}"
     )
     depth = min(abs(advantage) / scale.advantage, 1.0) if sign != "even" else 0.0
-    drawn = escape(word).replace("\n", f"{LINE_BREAK}\n")
+    drawn = escape(word).replace("\n", LINE_BREAK + "\n")
     return f'{space}<span class="t {sign}" style="--a:{depth:.2f}" data-i="{at}" title="{escape(tip)}">{drawn}</span>'
 
 

@@ -30,12 +30,17 @@ def history(
     rows = read_table(previous, HISTORY).to_pylist() if previous else []
     found = {}
     for stage in sorted(metrics):
-        shown = f"{purpose}/{stage}" if purpose != "training" and stage in ("rollout", "verification") else stage
+        shown = name_in_history(stage, purpose)
         for name, value in _read(metrics[stage]).items():
             rows.append({"iteration": iteration, "stage": shown, "name": name, "value": value})
             found[f"{shown}/{name}"] = value
     write_table(new_history, HISTORY, {name: [row[name] for row in rows] for name in HISTORY.names})
     return found
+
+
+def name_in_history(stage: str, purpose: str) -> str:
+    """The name that a stage has in HISTORY: rollouts for other purposes than training say which."""
+    return f"{purpose}/{stage}" if purpose not in ("", "training") and stage in ("rollout", "verification") else stage
 
 
 def _read(path: Path) -> dict[str, float]:

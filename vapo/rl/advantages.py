@@ -21,7 +21,7 @@ def length_adaptive_lambda(lengths: np.ndarray, alpha: float) -> np.ndarray:
     return np.clip(raw, 0.0, 1.0)
 
 
-def gae(values: np.ndarray, offsets: np.ndarray, rewards: np.ndarray, lambdas: np.ndarray) -> np.ndarray:
+def gae(values: np.ndarray, offsets: np.ndarray, rewards: np.ndarray, lambdas: np.ndarray | float) -> np.ndarray:
     """A[t] = delta[t] + lambda * A[t+1] with delta[t] = r[t] + V[t+1] - V[t]: advantages [N] float32.
 
     GAE (arXiv 1506.02438) equation 16 with gamma = 1; the recursion runs in float64.
@@ -46,13 +46,16 @@ def value_targets(values: np.ndarray, offsets: np.ndarray, rewards: np.ndarray, 
     """
     if lambda_critic == 1.0:
         return np.repeat(rewards, np.diff(offsets)).astype(np.float32)
-    return (values + gae(values, offsets, rewards, np.float64(lambda_critic))).astype(np.float32)
+    return (values + gae(values, offsets, rewards, lambda_critic)).astype(np.float32)
 
 
 def whiten(advantages: np.ndarray) -> np.ndarray:
     """(A - mean) / std over all tokens of the batch: [N]; unchanged scale when there is no variance."""
-    spread = float(advantages.std()) if len(advantages) else 0.0
-    centred = advantages - (advantages.mean() if len(advantages) else 0.0)
+    if not len(advantages):
+        return advantages.astype(np.float32)
+    # In float64: float32's rounding gives equal advantages a spread of their own, and dividing by it makes them +-1.
+    centred = advantages - advantages.mean(dtype=np.float64)
+    spread = float(np.sqrt(np.mean(centred**2)))
     return (centred / spread if spread > 1e-8 else centred).astype(np.float32)
 
 
@@ -60,12 +63,12 @@ def whiten(advantages: np.ndarray) -> np.ndarray:
 def _gae(values, offsets, rewards, lambdas, out):  # type: ignore[no-untyped-def]
     for row in range(len(offsets) - 1):
         start, end = offsets[row], offsets[row + 1]
-        following_value = 0.0
-        following_advantage = 0.0
+        following_value = np.float64(0.0)
+        following_advantage = np.float64(0.0)
         reward = np.float64(rewards[row])
         for t in range(end - 1, start - 1, -1):
             value = np.float64(values[t])
             following_advantage = reward + following_value - value + lambdas[row] * following_advantage
             out[t] = following_advantage
             following_value = value
-            reward = 0.0
+            reward = np.float64(0.0)

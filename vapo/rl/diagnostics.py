@@ -9,7 +9,8 @@ from torch import Tensor
 
 def explained_variance(values: np.ndarray, targets: np.ndarray) -> float | None:
     """1 - Var(targets - values) / Var(targets) over all tokens [N]; None when all targets are equal."""
-    spread = float(np.var(targets, dtype=np.float64)) if len(targets) else 0.0
+    different = len(targets) > 0 and np.ptp(targets) != 0  # rounding may give equal targets a variance
+    spread = float(np.var(targets, dtype=np.float64)) if different else 0.0
     if spread == 0.0:
         return None
     return 1.0 - float(np.var(targets.astype(np.float64) - values)) / spread

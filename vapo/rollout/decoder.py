@@ -47,8 +47,9 @@ class Decoder:
         if config.get("use_sliding_window"):
             raise UserError("rollout.engine 'cpu' has no sliding-window attention: set use_sliding_window to false")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise UserError(f"rollout.engine 'cpu' has no rope type {rope.get('rope_type')!r}, only 'default'")
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type != "default":
+            raise UserError(f"rollout.engine 'cpu' has no rope type {rope_type!r}, only 'default'")
         if config.get("hidden_act", "silu") != "silu":
             raise UserError(f"rollout.engine 'cpu' knows hidden_act 'silu', found {config['hidden_act']!r}")
         self.heads = config["num_attention_heads"]

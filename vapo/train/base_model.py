@@ -24,7 +24,7 @@ from vapo.train.batches import micro_batches
 from vapo.train.models import response_logits, save_model
 from vapo.train.optimizer import Optimizer
 
-PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+VOCABULARY_START = PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 MICRO_BATCH = 4096  # padded positions
 DECAY_FROM = 0.6  # share of the steps after which the learning rate falls linearly ...
 DECAY_TO = 0.03  # ... to this share of it
@@ -43,8 +43,8 @@ def base_model(
     if not prompts:
         raise UserError("the base model has no worked example to learn from: set problems.examples")
     tokenizer = word_tokenizer(prompts + responses)
-    eos = tokenizer.token_to_id(EOS)
-    model = _build(section, tokenizer.get_vocab_size(), eos, tokenizer.token_to_id(PAD))
+    pad, eos = (VOCABULARY_START.index(token) for token in (PAD, EOS))
+    model = _build(section, tokenizer.get_vocab_size(), eos, pad)
     loss, steps_per_length = _train(
         section,
         model,
@@ -68,10 +68,10 @@ def base_model(
 def word_tokenizer(texts: list[str]) -> Tokenizer:
     """A tokenizer whose tokens are the words of `texts`, in sorted order."""
     words = sorted({word for text in texts for word in text.split()})
-    vocabulary = {word: i for i, word in enumerate([PAD, EOS, UNKNOWN, *words])}
+    vocabulary = {word: i for i, word in enumerate([*VOCABULARY_START, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([PAD, EOS, UNKNOWN])
+    tokenizer.add_special_tokens([*VOCABULARY_START])
     return tokenizer
 
 
@@ -89,12 +89,10 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _build(section: recipe.BaseModelSection, vocabulary: int, eos: int, pad: int) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config_class, model_class = (
-        (Qwen2Config, Qwen2ForCausalLM) if section.architecture == "qwen2" else (LlamaConfig, LlamaForCausalLM)
-    )
-    config = config_class(
+    config = AutoConfig.for_model(
+        section.architecture,
         vocab_size=vocabulary,
         hidden_size=section.hidden_size,
         num_hidden_layers=section.layers,
@@ -108,7 +106,7 @@ def _build(section: recipe.BaseModelSection, vocabulary: int, eos: int, pad: int
         eos_token_id=eos,
         pad_token_id=pad,
     )
-    return model_class(config).eval()
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 def _train(
@@ -137,7 +135,7 @@ def _train(
         step_loss = 0.0
         for micro in micro_batches(prompts, responses, batch, MICRO_BATCH):
             part = F.cross_entropy(response_logits(model, micro), micro.targets, reduction="sum") / total
-            part.backward()  # type: ignore[no-untyped-call]
+            part.backward()
             step_loss += part.item()
         remaining = (section.steps - step) / (section.steps * (1 - DECAY_FROM))
         optimizer.step(max(DECAY_TO, min(1.0, remaining)))

@@ -69,5 +69,6 @@ def _pad(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], rows: l
         row_index.append(np.full(end - start, i))
         column_index.append(np.arange(start - 1, end - 1))
     found = torch.from_numpy(tokens)
-    i, t = torch.from_numpy(np.concatenate(row_index)), torch.from_numpy(np.concatenate(column_index))
-    return MicroBatch(np.array(rows), found, i, t, found[i, t + 1])
+    at_row = torch.from_numpy(np.concatenate(row_index))
+    at_column = torch.from_numpy(np.concatenate(column_index))
+    return MicroBatch(np.array(rows), found, at_row, at_column, found[at_row, at_column + 1])

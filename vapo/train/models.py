@@ -76,7 +76,7 @@ def response_logits(policy: Any, batch: MicroBatch) -> Tensor:
     Right padding and causal attention: no real token sees a padded one, so no mask is needed.
     """
     hidden = policy.model(input_ids=batch.tokens, use_cache=False).last_hidden_state
-    return policy.lm_head(hidden[batch.row_index, batch.column_index]).float()  # type: ignore[no-any-return]
+    return policy.lm_head(hidden[batch.row_index, batch.column_index]).float()
 
 
 def response_logprobs(policy: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def response_logprobs(policy: nn.Module, batch: MicroBatch) -> tuple[Tensor, Ten
 def response_values(critic: Any, batch: MicroBatch) -> Tensor:
     """V before each response token is emitted: [n], from the position that predicts it."""
     hidden = critic.model(input_ids=batch.tokens, use_cache=False).last_hidden_state
-    return critic.score(hidden[batch.row_index, batch.column_index].float())[:, 0]  # type: ignore[no-any-return]
+    return critic.score(hidden[batch.row_index, batch.column_index].float())[:, 0]
 
 
 def save_model(
@@ -121,9 +121,7 @@ def check_same_tokenizer(policy: Checkpoint, critic: Checkpoint) -> None:
     Raises:
         UserError: their tokenizers differ.
     """
-    digests = [
-        {f.path: f.sha256 for f in c.manifest.files}.get("tokenizer.json", "none") for c in (policy, critic)
-    ]
+    digests = [{f.path: f.sha256 for f in c.manifest.files}.get("tokenizer.json", "none") for c in (policy, critic)]
     if digests[0] != digests[1]:
         raise UserError(
             f"policy and critic have different tokenizers ({digests[0][:12]} and {digests[1][:12]}): "
@@ -134,4 +132,4 @@ def check_same_tokenizer(policy: Checkpoint, critic: Checkpoint) -> None:
 def _ready(model: Any) -> nn.Module:
     """Every dropout off: the ratio in the first epoch is exactly 1."""
     model.eval()
-    return model  # type: ignore[no-any-return]
+    return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +74,7 @@ def ppo_update(
         actor_optimizer = _optimizer(section, actor, section.actor_lr, actor_source.folder)
         critic_optimizer = _optimizer(section, value_model, section.critic_lr, critic_source.folder)
         old = _old_logprobs(actor, data, section.token_budget)
-        batch = Experience(
-            data, rows(table, "advantages"), rows(table, "value_targets"), rows(table, "values"), old
-        )
+        batch = Experience(data, rows(table, "advantages"), rows(table, "value_targets"), rows(table, "values"), old)
         generator = np.random.default_rng(derive(seed, "ppo_update", iteration))
         metrics = _update(section, actor, value_model, actor_optimizer, critic_optimizer, batch, generator)
         saved = save_model(
@@ -141,7 +139,7 @@ def _update(
     generator: np.random.Generator,
 ) -> dict[str, float | None]:
     """`epochs` passes in mini-batches of responses; returns means over tokens or steps."""
-    data, total = batch.data, Counter[str]()
+    data, total = batch.data, defaultdict[str, float](float)
     per_epoch = math.ceil(len(data) / section.mini_batch)
     progress = Progress("optimiser steps", section.epochs * per_epoch)
     steps = 0
@@ -170,7 +168,7 @@ def _mini_batch(
     critic: nn.Module,
     experience: Experience,
     chosen: np.ndarray,
-    total: Counter[str],
+    total: dict[str, float],
 ) -> int:
     """Accumulate the gradient of one mini-batch in both models and its sums in `total`; returns its tokens."""
     data = experience.data
@@ -199,8 +197,8 @@ def _mini_batch(
             section.value_clip,
         )
         _check_finite(data, micro, policy=policy_loss, positive_lm=lm_loss, value=critic_loss)
-        (policy_loss + section.positive_lm_coef * lm_loss).backward()  # type: ignore[no-untyped-call]
-        critic_loss.backward()  # type: ignore[no-untyped-call]
+        (policy_loss + section.positive_lm_coef * lm_loss).backward()
+        critic_loss.backward()
         with torch.no_grad():
             low, high = clipped_tokens(logprobs, old, advantages, section.clip_low, section.clip_high)
             total["approx_kl"] += float(approx_kl(logprobs, old))

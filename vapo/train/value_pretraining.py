@@ -92,7 +92,7 @@ def _pretrain(
             break
         rows = generator.permutation(train)[: section.mini_batch]
         tokens = _step(model, optimizer, data, rows, section.token_budget, last_token_only=False)
-        progress(step + 1, tokens, **({} if variance is None else {"explained_variance": variance}), value_loss=best)
+        progress(step + 1, tokens, value_loss=best, explained_variance=variance)
     model.load_state_dict(weights)
     return best, best_variance, best_step
 
@@ -135,7 +135,7 @@ def _step(
         if last_token_only:
             last = torch.from_numpy(np.cumsum(lengths[batch.rows]) - 1)
             weights = torch.zeros(len(batch)).index_fill_(0, last, float(weight))
-        value_loss(response_values(model, batch), targets, weights).backward()  # type: ignore[no-untyped-call]
+        value_loss(response_values(model, batch), targets, weights).backward()
     optimizer.step()
     return int(lengths[rows].sum())
 

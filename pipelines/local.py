@@ -1,0 +1,207 @@
+"""Run a recipe's compiled pipeline on this machine through kfp.local: subprocesses, caching, a warm worker."""
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import vapo
+from pipelines.compiling import compile_pipeline, stages_of
+from pipelines.tensorboard import EventFile, write_events
+from pipelines.watching import Task, Watch, iterations_table, overhead_table
+from pipelines.workdir import Workdir, locked
+from vapo import worker
+from vapo.errors import UserError, as_user_error
+from vapo.progress import parse
+from vapo.recipe import Recipe
+from vapo.schemas import HISTORY
+from vapo.tables import read_table, write_text
+
+
+class StageFailed(RuntimeError):
+    """A stage failed for a reason that is not the user's; the message says which and where its traceback is."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run leaves: its folder, the HISTORY rows, and the tasks that were executed rather than cached."""
+
+    folder: Path
+    history: list[dict[str, Any]]
+    tasks: list[Task]
+
+
+def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True) -> Finished:
+    """Execute the pipeline; what is complete in the working directory's cache is not done again.
+
+    Raises:
+        UserError: a stage met something the user can cure.
+        StageFailed: a stage failed otherwise.
+    """
+    folder = workdir.run_folder(recipe)
+    with locked(folder), tempfile.TemporaryDirectory(prefix="vapo-") as scratch:
+        write_text(folder / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
+        (folder / "report.html").unlink(missing_ok=True)
+        environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
+        if recipe.runtime.threads:
+            environment["OMP_NUM_THREADS"] = str(recipe.runtime.threads)
+        with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):
+            ir = compile_pipeline(recipe, local_image())
+            write_text(folder / "pipeline.yaml", ir)
+            events = EventFile(folder / "tensorboard")
+            with Watch(console, stages_of(ir), folder.name, console.is_terminal, events.add) as watch:
+                try:
+                    outputs = _execute(ir, workdir, folder / "log.txt", watch)
+                finally:
+                    events.close()
+        history = read_table(Path(outputs["history"].path), HISTORY).to_pylist()
+        write_events(folder / "tensorboard", history)
+        shutil.copyfile(outputs["page"].path, folder / "report.html")
+    _summary(console, watch, history, folder)
+    return Finished(folder, history, watch.tasks)
+
+
+def local_image() -> str:
+    """The image name of a local run: it holds a digest of vapo's source, so that changed code misses the cache."""
+    root = Path(vapo.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"python-vapo:{vapo.__version__}-{digest.hexdigest()[:12]}"
+
+
+def _execute(ir: str, workdir: Workdir, log: Path, watch: Watch) -> dict[str, Any]:
+    from kfp import components, local
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
+    pipeline = components.load_component_from_text(ir)
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(workdir.artifacts),
+        enable_caching=True,
+        cache_root=str(workdir.cache),
+    )
+    with log.open("w", encoding="utf-8", errors="replace") as file:
+        try:
+            with redirect_stdout(_Tee(file, watch)), _cache_hits(watch):
+                task = pipeline(store=str(workdir.store))
+        except Exception as error:
+            raise _explained(error, watch, log) from error
+    outputs: dict[str, Any] = task.outputs
+    return outputs
+
+
+@contextmanager
+def _cache_hits(watch: Watch) -> Iterator[None]:
+    """kfp.local tells of cache hits on the root logger, below the level that it shows."""
+    root, handler = logging.getLogger(), logging.Handler(logging.INFO)
+    handler.emit = lambda record: watch.on_log(record.getMessage())  # type: ignore[method-assign]
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+
+
+def _explained(error: Exception, watch: Watch, log: Path) -> Exception:
+    """What went wrong in the words of the stage that failed: kfp only says which task it was."""
+    if watch.error and watch.error["user"]:
+        return UserError(watch.error["message"])
+    if cure := as_user_error(error):
+        return cure
+    if watch.error:
+        stage, message = watch.error["stage"], watch.error["message"]
+        return StageFailed(f"stage {stage} failed: {message}; its traceback is in {log}")
+    return StageFailed(f"{error}; the log is {log}")
+
+
+class _Tee(io.TextIOBase):
+    """kfp.local's standard output: stages' events and log lines go to the watch, everything to the log file."""
+
+    def __init__(self, file: io.TextIOBase, watch: Watch) -> None:
+        self.file, self.watch, self.line = file, watch, ""
+
+    def write(self, text: str) -> int:
+        self._log(text)
+        *lines, self.line = (self.line + text).split("\n")
+        for line in lines:
+            event = parse(line)
+            if event:
+                self.watch.on_event(event)
+            else:
+                self.watch.on_log(line)
+        return len(text)
+
+    def flush(self) -> None:
+        self._log("")
+
+    def _log(self, text: str) -> None:
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except OSError:
+            return  # a full disk must not hide the event that says so
+
+
+@contextmanager
+def environ(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the stages' processes, as they were before afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def warm_worker(scratch: Path, log: Path, wanted: bool) -> Iterator[None]:
+    """The process that forks stages which need torch; without it, if it fails, they start alone."""
+    if not wanted:
+        yield
+        return
+    address = scratch / "worker"
+    worker.starting(str(address)).touch()
+    with log.open("w", encoding="utf-8") as output:
+        command = [sys.executable, "-m", "vapo.worker", str(address), str(os.getpid())]
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        with environ({worker.ADDRESS: str(address)}):
+            yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _summary(console: Console, watch: Watch, history: list[dict[str, Any]], folder: Path) -> None:
+    seconds = time.monotonic() - watch.started
+    console.print(iterations_table(history))
+    if watch.tasks:
+        console.print(overhead_table(watch.tasks))
+    accuracy = [row["value"] for row in history if (row["stage"], row["name"]) == ("evaluation", "accuracy")]
+    console.print(
+        f"held-out accuracy {accuracy[0]:.1%} -> {accuracy[-1]:.1%} ({100 * (accuracy[-1] - accuracy[0]):+.1f} points)"
+        f" in {seconds:.0f} s; {len(watch.tasks)} tasks executed, {sum(watch.cached.values())} served from the cache",
+        highlight=False,
+    )
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)

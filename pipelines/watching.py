@@ -1,0 +1,212 @@
+"""What a person sees of a local run: live in a terminal, quiet lines otherwise, tables at the end."""
+
+import re
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vapo.report.history import name_in_history
+
+EXECUTING = re.compile(r"Executing task .*?'(?:\x1b\[\d+m)?(?P<task>[\w-]+)'")
+FINISHED = re.compile(r"Task .*?'(?P<task>[\w-]+)'.*? finished with status")
+CACHED = re.compile(r"Task (?P<task>[\w-]+) cache hit")
+
+COLUMNS = (  # heading, stage, metric, format: what stands in an iteration's line and in the table at the end
+    ("reward", "verification", "reward_mean", "{:+.2f}"),
+    ("accuracy", "verification", "accuracy", "{:.1%}"),
+    ("held-out", "evaluation", "accuracy", "{:.1%}"),
+    ("length", "rollout", "length_mean", "{:.0f}"),
+    ("entropy", "ppo_update", "entropy", "{:.3f}"),
+    ("expl. var.", "advantages", "explained_variance", "{:+.3f}"),
+    ("clip low", "ppo_update", "clip_fraction_low", "{:.2%}"),
+    ("clip high", "ppo_update", "clip_fraction_high", "{:.2%}"),
+)
+
+
+@dataclass
+class Task:
+    """One executed task: its stage, wall time, and how much of it was the stage's own work (seconds)."""
+
+    stage: str
+    wall: float
+    work: float
+
+    @property
+    def overhead(self) -> float:
+        """Everything but the stage's own work: process start, imports, reading parameters, kfp."""
+        return self.wall - self.work
+
+
+@dataclass
+class Watch:
+    """Follows a run through its events and kfp's log lines."""
+
+    console: Console
+    planned: dict[str, int]  # stage -> tasks
+    name: str
+    live: bool
+    on_metric: Callable[[dict[str, Any]], None]  # called with a row as in HISTORY for every metric that arrives
+    started: float = field(default_factory=time.monotonic)
+    tasks: list[Task] = field(default_factory=list)
+    cached: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    rows: dict[int, dict[str, str]] = field(default_factory=dict)
+    error: dict[str, Any] | None = None
+    current: dict[str, Any] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
+    work: float = 0.0
+    task_started: float = 0.0
+    display: Live | None = None
+
+    def __enter__(self) -> "Watch":
+        self.console.print(f"run {self.name}: {sum(self.planned.values())} tasks")
+        if self.live:
+            self.display = Live(self, console=self.console, refresh_per_second=4, transient=True)
+            self.display.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.display:
+            self.display.__exit__(None, None, None)
+
+    def on_log(self, line: str) -> None:
+        """A line of kfp.local's log."""
+        if EXECUTING.search(line):
+            self.task_started, self.work = time.monotonic(), 0.0
+        elif found := CACHED.search(line):
+            self.cached[_stage_of(found["task"])] += 1
+        elif FINISHED.search(line) and self.current:
+            self.tasks.append(Task(self.current["stage"], time.monotonic() - self.task_started, self.work))
+            self.current, self.progress = {}, {}
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """A line that a stage printed."""
+        kind = event["vapo"]
+        if kind == "start":
+            self.current, self.progress = event, {}
+        elif kind == "progress":
+            self.progress = event
+        elif kind == "error":
+            self.error = event
+        elif kind == "end":
+            self.work = event["seconds"]
+            self._end(event)
+
+    def _end(self, event: dict[str, Any]) -> None:
+        stage, purpose, iteration = event["stage"], event["purpose"], event["iteration"]
+        if stage != "history":
+            shown = name_in_history(stage, purpose)
+            for name, value in {**event["metrics"], "seconds": event["seconds"]}.items():
+                self.on_metric({"iteration": iteration, "stage": shown, "name": name, "value": value})
+        if purpose in ("", "training"):
+            row = self.rows.setdefault(iteration, {})
+            for heading, of_stage, metric, shape in COLUMNS:
+                if stage == of_stage and metric in event["metrics"]:
+                    row[heading] = shape.format(event["metrics"][metric])
+        if stage == "ppo_update":
+            self._say(f"iteration {iteration}: {self._row(iteration)}{self._eta()}")
+        elif stage == "evaluation":
+            accuracy, k = event["metrics"]["accuracy"], event["metrics"]["samples_per_prompt"]
+            self._say(f"evaluation after iteration {iteration}: avg@{k:.0f} {accuracy:.1%}{self._eta()}")
+        elif stage in ("problems", "base_model", "value_pretraining"):
+            shown = " ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items())
+            self._say(f"{stage}: {shown} ({event['seconds']:.0f} s)")
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False)
+
+    def _row(self, iteration: int) -> str:
+        return " ".join(f"{heading} {value}" for heading, value in self.rows[iteration].items())
+
+    def _eta(self) -> str:
+        left = self.seconds_left()
+        return "" if left is None else f" · {_clock(time.monotonic() - self.started)}, {_clock(left)} left"
+
+    def seconds_left(self) -> float | None:
+        """Remaining tasks at the median wall time of their stage so far; None before anything is known."""
+        walls: dict[str, list[float]] = defaultdict(list)
+        for task in self.tasks:
+            walls[task.stage].append(task.wall)
+        if not walls:
+            return None
+        anything = statistics.median(w for found in walls.values() for w in found)
+        total = 0.0
+        for stage, count in self.planned.items():
+            left = count - len(walls[stage]) - self.cached[stage]
+            total += max(left, 0) * (statistics.median(walls[stage]) if walls[stage] else anything)
+        return total
+
+    def __rich__(self) -> Group:
+        done, total = len(self.tasks) + sum(self.cached.values()), sum(self.planned.values())
+        left = self.seconds_left()
+        head = Text(f"{done}/{total} tasks  {_clock(time.monotonic() - self.started)}")
+        head.append("" if left is None else f"  about {_clock(left)} left", style="dim")
+        if not self.current:
+            return Group(head)
+        purpose = self.current["purpose"]
+        what = f"{self.current['stage']}{f' ({purpose})' if purpose not in ('', 'training') else ''}"
+        line = Text(f"iteration {self.current['iteration']}  ")
+        line.append(what, style="bold")
+        p = self.progress
+        if not p:
+            return Group(head, line)
+        line.append(f"  {p['done']}/{p['total']} {p['unit']}  {p['rate']:,.0f} {p['rate_unit']}")
+        line.append("".join(f"  {name} {value:.3g}" for name, value in p["metrics"].items()), style="dim")
+        return Group(head, line, ProgressBar(total=p["total"], completed=p["done"], width=40))
+
+
+def iterations_table(history: list[dict[str, Any]]) -> Table:
+    """The table at the end of a run, from the rows of HISTORY: one line per iteration."""
+    table = Table(title=None, box=None, header_style="bold")
+    table.add_column("iteration", justify="right", no_wrap=True)
+    for heading, *_ in COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    known = {(row["iteration"], row["stage"], row["name"]): row["value"] for row in history}
+    for iteration in sorted({row["iteration"] for row in history}):
+        found = [known.get((iteration, stage, metric)) for _, stage, metric, _ in COLUMNS]
+        cells = ["" if v is None else c[3].format(v) for v, c in zip(found, COLUMNS, strict=True)]
+        table.add_row(str(iteration), *cells)
+    return table
+
+
+def overhead_table(tasks: list[Task]) -> Table:
+    """Work and orchestration of every stage, in seconds per task: what the pipeline costs beside the learning."""
+    table = Table(box=None, header_style="bold")
+    for heading in ("stage", "tasks", "work, median", "orchestration, median", "orchestration, worst"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
+    for stage in dict.fromkeys(t.stage for t in tasks):
+        of_stage = [t for t in tasks if t.stage == stage]
+        work, overhead = ([getattr(t, name) for t in of_stage] for name in ("work", "overhead"))
+        table.add_row(
+            stage,
+            str(len(of_stage)),
+            f"{statistics.median(work):.2f} s",
+            f"{statistics.median(overhead):.2f} s",
+            f"{max(overhead):.2f} s",
+        )
+    return table
+
+
+def _stage_of(task: str) -> str:
+    """A kfp task name, say "ppo-update-3", as its stage."""
+    return re.sub(r"-\d+$", "", task).replace("-", "_")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def console() -> Console:
+    """The terminal, or lines that nothing wraps when the output is a file or a pipe."""
+    # The stream is named: rich would otherwise follow sys.stdout, which kfp.local's log is redirected from.
+    found = Console(file=sys.stdout)
+    return found if found.is_terminal else Console(file=sys.stdout, width=160)

@@ -1,0 +1,105 @@
+"""A working directory: run folders, and beside them the artifacts, cache and store that all its runs share."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vapo import __version__
+from vapo.errors import UserError
+from vapo.recipe import Recipe, read_resolved
+from vapo.tables import write_text
+
+FORMAT = 1
+
+
+class Workdir:
+    """One directory of runs.
+
+    RUN/recipe.json, pipeline.yaml, log.txt, report.html, tensorboard/ are a person's; .vapo/ holds what the runs
+    share: artifacts/ (kfp's), cache/ (kfp's), store/ (checkpoint objects).
+
+    Raises:
+        UserError: the directory was made by another version of this layout.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.shared = self.root / ".vapo"
+        self.artifacts, self.cache, self.store = (self.shared / n for n in ("artifacts", "cache", "store"))
+        marker = self.shared / "format.json"
+        if marker.is_file():
+            found = json.loads(marker.read_text(encoding="utf-8"))
+            if found.get("format") != FORMAT:
+                raise UserError(
+                    f"working directory {root} has format {found.get('format')} (vapo {found.get('vapo')}), this is "
+                    f"format {FORMAT} (vapo {__version__}): choose another with --workdir"
+                )
+            return
+        self.shared.mkdir(parents=True, exist_ok=True)
+        write_text(marker, json.dumps({"format": FORMAT, "vapo": __version__}) + "\n")
+
+    def run_folder(self, recipe: Recipe) -> Path:
+        """The folder of a recipe's run: the same recipe has the same folder."""
+        digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:6]
+        return self.root / f"{recipe.name}-{digest}"
+
+    def runs(self) -> list[Path]:
+        """All run folders, the latest begun last."""
+        return sorted(
+            (p.parent for p in self.root.glob("*/recipe.json")), key=lambda f: (f / "recipe.json").stat().st_mtime
+        )
+
+    def forget(self) -> None:
+        """Empty the cache: every stage will be done anew. Artifacts and checkpoints stay."""
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+    def find(self, name: str) -> Path:
+        """The folder of a run by its name.
+
+        Raises:
+            UserError: there is none; the message lists those there are.
+        """
+        folder = self.root / name
+        if not (folder / "recipe.json").is_file():
+            raise UserError(f"no run {name!r} in {self.root}: there are {[f.name for f in self.runs()]}")
+        return folder
+
+    def interrupted(self) -> Recipe:
+        """The recipe of the latest run that did not end.
+
+        Raises:
+            UserError: every run ended, or there is none.
+        """
+        for folder in reversed(self.runs()):
+            if not (folder / "report.html").is_file():
+                return read_resolved(folder / "recipe.json")
+        raise UserError(f"no interrupted run in {self.root}: give a recipe, for example 'vapo run demo'")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: another process holds it; names its process ID.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 32).decode().strip() or "unknown"
+            raise UserError(
+                f"run {folder.name} is being executed by process {owner}: wait for it, or use another --workdir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)

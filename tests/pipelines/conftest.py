@@ -1,0 +1,78 @@
+"""Two working directories: one run that nothing disturbed, and one that was killed at every turn."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.running import TINY, children, folder_of, kill, running, vapo
+
+
+@dataclass
+class Undisturbed:
+    """The tiny recipe, run once to its end."""
+
+    workdir: Path
+    done: subprocess.CompletedProcess[str]
+
+    @property
+    def folder(self) -> Path:
+        return folder_of(self.done.stdout)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    done = vapo("run", *TINY, "--workdir", workdir)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return Undisturbed(workdir, done)
+
+
+@dataclass
+class Interruption:
+    """How a run ended that somebody interrupted, and which of its processes were there five seconds later."""
+
+    status: int
+    stdout: str
+    stderr: str
+    left: list[str]
+    executed: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Disturbed:
+    """The tiny recipe, interrupted three times and resumed each time."""
+
+    workdir: Path
+    runner_killed: Interruption
+    interrupted: Interruption
+    stage_killed: Interruption
+    done: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
+    workdir = tmp_path_factory.mktemp("disturbed")
+    with running(workdir, *TINY) as run:
+        run.started("base_model")
+        kill(run.process.pid)
+        left = run.left(5.0)
+        runner_killed = Interruption(*run.end(), left)
+    with running(workdir, "--resume") as run:
+        run.started("value_pretraining")
+        run.process.send_signal(signal.SIGINT)
+        status, out, err = run.end()
+        interrupted = Interruption(status, out, err, run.left(5.0))
+    with running(workdir, "--resume") as run:
+        worker = run.wait_for(run.worker)
+        run.started("ppo_update")
+        kill(run.wait_for(lambda: children(worker), 5.0)[0])
+        status, out, err = run.end()
+        stage_killed = Interruption(status, out, err, run.left(5.0))
+    time.sleep(0.01)
+    return Disturbed(workdir, runner_killed, interrupted, stage_killed, vapo("run", "--resume", "--workdir", workdir))

@@ -1,0 +1,370 @@
+"""The tiny recipe through the real `vapo run`: what it leaves, what the cache serves, what a crash costs."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipelines.conftest import Disturbed, Undisturbed
+from tests.running import (
+    SECRET,
+    TINY,
+    assert_one_line,
+    assert_refused,
+    counts,
+    events,
+    executed,
+    folder_of,
+    is_manifest,
+    marked,
+    products,
+    records,
+    running,
+    sha256,
+    snapshot,
+    table_name,
+    vapo,
+)
+from vapo import __version__
+from vapo.recipe import Recipe, load_recipe, read_resolved
+from vapo.schemas import HISTORY
+from vapo.stage import STAGES
+from vapo.tables import read_table
+
+pytestmark = pytest.mark.slow
+TASKS = Counter(
+    problems=1,
+    base_model=1,
+    rollout=4,
+    verification=4,
+    value_pretraining=1,
+    advantages=1,
+    ppo_update=1,
+    evaluation=2,
+    history=5,
+    report=1,
+)
+AFTER_PPO_UPDATE = Counter(ppo_update=1, history=2, rollout=1, verification=1, evaluation=1, report=1)
+FILES = {"recipe.json", "pipeline.yaml", "log.txt", "worker.txt", "report.html", "tensorboard", "lock"}
+
+
+def history_of(undisturbed: Undisturbed) -> list[dict[str, Any]]:
+    """The longest HISTORY: the last one that a task of the run made."""
+    tables = [folder / "new_history" for folder, r in records(undisturbed.workdir).items() if r["stage"] == "history"]
+    return max((read_table(path, HISTORY).to_pylist() for path in tables), key=len)
+
+
+# What a run leaves
+
+
+def test_run_ends_well_and_says_where_its_report_is(undisturbed: Undisturbed) -> None:
+    assert undisturbed.done.returncode == 0
+    assert undisturbed.done.stderr == ""
+    assert counts(undisturbed.done.stdout) == (sum(TASKS.values()), 0)
+    assert executed(undisturbed.folder) == TASKS
+    assert {path.name for path in undisturbed.folder.iterdir()} == FILES
+    assert undisturbed.folder.parent == undisturbed.workdir
+
+
+def test_every_landmark_is_one_line(undisturbed: Undisturbed) -> None:
+    lines = undisturbed.done.stdout.splitlines()
+    begun = [f"run {undisturbed.folder.name}: {sum(TASKS.values())} tasks", "problems: ", "base_model: "]
+    rest = ["evaluation after iteration 0: ", "value_pretraining: ", "iteration 1: ", "evaluation after iteration 1: "]
+    for line, start in zip(lines, begun + rest, strict=False):
+        assert line.startswith(start), lines
+    assert "\x1b" not in undisturbed.done.stdout
+
+
+def test_events_of_every_task_reach_the_log(undisturbed: Undisturbed) -> None:
+    told = events(undisturbed.folder)
+    assert Counter(e["stage"] for e in told if e["vapo"] == "start") == TASKS
+    assert Counter(e["vapo"] for e in told)["error"] == 0
+    for event in told:
+        if event["vapo"] == "progress":
+            assert 0 < event["done"] <= event["total"]
+
+
+def test_report_needs_nothing_from_the_network(undisturbed: Undisturbed) -> None:
+    page = (undisturbed.folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+    assert "VAPO" in page
+    elements = re.findall(r"<(?:script|link|img|iframe|source|video|audio|object|embed)\b[^>]*>", page)
+    for element in elements:
+        assert not re.search(r"""\b(src|href|data)\s*=\s*["']?\s*(https?:)?//""", element), element
+    assert not re.search(r"""@import|url\(\s*["']?(https?:)?//""", page)
+
+
+def test_tensorboard_reads_the_history(undisturbed: Undisturbed) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util import tensor_util
+
+    files = list((undisturbed.folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert len(files) == 1
+    found = sorted(
+        (value.tag, event.step, float(tensor_util.make_ndarray(value.tensor)))
+        for event in EventFileLoader(str(files[0])).Load()
+        for value in event.summary.value
+    )
+    wanted = sorted((f"{r['stage']}/{r['name']}", r["iteration"], _float32(r["value"])) for r in history_of(undisturbed))
+    assert len(found) > 50
+    assert found == wanted
+
+
+def _float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def test_recipe_is_written_down_whole(undisturbed: Undisturbed) -> None:
+    path = undisturbed.folder / "recipe.json"
+    assert read_resolved(path) == load_recipe("tiny", ["runtime.threads=1"])
+    data = json.loads(path.read_text())
+    assert set(data) == set(Recipe.model_fields)
+    assert data["ppo_update"]["clip_high"] == 0.28  # a default, not in the file
+    assert data["rollout"]["prompts"] == 8  # from the file
+    assert data["runtime"]["threads"] == 1  # from --set
+
+
+def test_history_holds_every_metric_of_every_task_once(undisturbed: Undisturbed) -> None:
+    wanted: Counter[tuple[str, float]] = Counter()
+    for folder, record in records(undisturbed.workdir).items():
+        if record["stage"] != "history" and "metrics" in record["outputs"]:
+            metrics = json.loads((folder / "metrics").read_text())
+            assert {name: metrics[name] for name in record["metrics"]} == record["metrics"]
+            wanted.update((f"{record['stage']}/{name}", value) for name, value in metrics.items())
+    rows = history_of(undisturbed)
+    assert wanted == Counter((f"{row['stage'].split('/')[-1]}/{row['name']}", row["value"]) for row in rows)
+    keys = [(row["iteration"], row["stage"], row["name"]) for row in rows]
+    assert len(set(keys)) == len(keys)
+    where = {(row["iteration"], row["stage"]) for row in rows}
+    before = {"problems", "base_model", "value_pretraining", "value_pretraining/rollout"}
+    assert before | {"value_pretraining/verification"} <= {stage for iteration, stage in where if iteration == 0}
+    training = {"rollout", "verification", "advantages", "ppo_update"}
+    assert training == {s for _, s in where} - {s for i, s in where if i == 0}
+    for iteration in (0, 1):
+        assert {(iteration, "evaluation"), (iteration, "evaluation/rollout")} <= where
+    values = {(row["iteration"], row["stage"], row["name"]): row["value"] for row in rows}
+    assert values[0, "evaluation/rollout", "responses"] == 16 * 2
+    assert values[0, "value_pretraining/rollout", "responses"] == 8 * 2
+    assert values[1, "rollout", "responses"] == 8 * 4
+    assert values[1, "ppo_update", "steps"] == 2
+
+
+# Lineage
+
+
+def test_every_task_leaves_a_record_that_is_true(undisturbed: Undisturbed) -> None:
+    found = records(undisturbed.workdir)
+    assert Counter(record["stage"] for record in found.values()) == TASKS
+    tasks = {path.parent for path in (undisturbed.workdir / ".vapo" / "artifacts").glob("*/*/executor_output.json")}
+    assert tasks == set(found)
+    for folder, record in found.items():
+        beside = {path.name for path in folder.iterdir()} - {"record.json", "executor_output.json"}
+        assert beside == set(record["outputs"])
+        for name, facts in record["outputs"].items():
+            assert Path(facts["path"]) == folder / name
+            assert facts["sha256"] == sha256(folder / name)
+            assert facts["bytes"] == (folder / name).stat().st_size
+        for name, facts in record["inputs"].items():
+            assert facts["sha256"] == sha256(Path(facts["path"])), name
+        assert record["vapo"] == __version__
+        assert {"kfp", "numpy", "pyarrow", "torch", "transformers"} <= set(record["libraries"])
+        assert record["seconds"] >= 0
+        assert record["started"] > 1.7e9
+
+
+def test_lineage_leads_back_to_the_problems(undisturbed: Undisturbed) -> None:
+    found = records(undisturbed.workdir)
+    ancestors: set[str] = set()
+    pending = [next(record for record in found.values() if record["stage"] == "report")]
+    while pending:
+        record = pending.pop()
+        ancestors.add(record["stage"])
+        pending.extend(found[Path(facts["path"]).parent] for facts in record["inputs"].values())
+    assert ancestors == set(STAGES)
+
+
+def test_records_hold_the_settings_that_were_used(undisturbed: Undisturbed) -> None:
+    recipe = load_recipe("tiny", ["runtime.threads=1"])
+    rollouts = Counter()
+    for record in records(undisturbed.workdir).values():
+        if record["stage"] == "rollout":
+            rollouts[json.dumps(record["section"], sort_keys=True)] += 1
+        elif record["stage"] == "history":
+            assert record["section"] == {}
+        else:
+            assert record["section"] == getattr(recipe, record["stage"]).model_dump(mode="json")
+        if "seed" in record["parameters"]:
+            assert record["parameters"]["seed"] == recipe.seed
+    sections = (recipe.rollout, recipe.rollout_for_value_pretraining())
+    wanted = Counter(json.dumps(s.model_dump(mode="json"), sort_keys=True) for s in sections)
+    wanted[json.dumps(recipe.rollout_for_evaluation().model_dump(mode="json"), sort_keys=True)] = 2
+    assert rollouts == wanted
+
+
+def test_nothing_writes_a_secret_down(undisturbed: Undisturbed) -> None:
+    files = [path for path in undisturbed.workdir.rglob("*") if path.is_file()]
+    assert len(files) > 100
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_artifacts_are_what_their_names_say(undisturbed: Undisturbed) -> None:
+    kinds = Counter()
+    for folder, record in records(undisturbed.workdir).items():
+        for name in record["outputs"]:
+            if name in ("metrics", "page"):
+                continue
+            kinds["manifest" if is_manifest(folder / name) else table_name(folder / name)] += 1
+    tables = {"PROMPTS": 2, "EXAMPLES": 1, "ROLLOUTS": 4, "REWARDS": 4, "EXPERIENCE": 1, "EVALUATION": 2, "HISTORY": 5}
+    assert kinds == {"manifest": 4, **tables}
+
+
+# The cache
+
+
+def test_same_run_again_executes_nothing_and_touches_nothing(undisturbed: Undisturbed) -> None:
+    shared = (undisturbed.workdir / ".vapo" / "artifacts", undisturbed.workdir / ".vapo" / "store")
+    before = snapshot(*shared)
+    report = sha256(undisturbed.folder / "report.html")
+    again = vapo("run", *TINY, "--workdir", undisturbed.workdir)
+    assert again.returncode == 0, again.stderr
+    assert counts(again.stdout) == (0, sum(TASKS.values()))
+    assert snapshot(*shared) == before
+    assert folder_of(again.stdout) == undisturbed.folder
+    assert sha256(undisturbed.folder / "report.html") == report
+
+
+def test_changed_clip_redoes_only_the_update_and_what_follows(undisturbed: Undisturbed) -> None:
+    changed = vapo("run", *TINY, "--workdir", undisturbed.workdir, "--set", "ppo_update.clip_high=0.3")
+    assert changed.returncode == 0, changed.stderr
+    assert folder_of(changed.stdout) != undisturbed.folder
+    assert executed(folder_of(changed.stdout)) == AFTER_PPO_UPDATE
+    redone = sum(AFTER_PPO_UPDATE.values())
+    assert counts(changed.stdout) == (redone, sum(TASKS.values()) - redone)
+    table = re.findall(r"^ (\w+) +(\d+) +[\d.]+ s", changed.stdout, re.MULTILINE)
+    assert {stage: int(tasks) for stage, tasks in table} == AFTER_PPO_UPDATE
+
+
+def test_changed_report_redoes_only_the_report(undisturbed: Undisturbed) -> None:
+    name = undisturbed.folder.name
+    changed = vapo("report", name, "--workdir", undisturbed.workdir, "--set", "report.samples=3")
+    assert changed.returncode == 0, changed.stderr
+    assert executed(folder_of(changed.stdout)) == Counter(report=1)
+    assert counts(changed.stdout) == (1, sum(TASKS.values()) - 1)
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory in which the same recipe ran without the warm worker."""
+    workdir = tmp_path_factory.mktemp("cold")
+    done = vapo("run", *TINY, "--workdir", workdir, "--cold")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert executed(folder_of(done.stdout)) == TASKS
+    assert not (folder_of(done.stdout) / "worker.txt").exists()
+    return workdir
+
+
+def test_another_place_and_no_worker_give_the_same_bytes(undisturbed: Undisturbed, cold: Path) -> None:
+    first = {record["started"] for record in records(undisturbed.workdir).values()}
+    assert first.isdisjoint(record["started"] for record in records(cold).values())
+    made = products(cold)
+    assert len(made) > 20
+    assert made <= products(undisturbed.workdir)  # which also holds what other tests made there
+    assert {path.name for path in (cold / ".vapo" / "store" / "objects").rglob("*") if path.is_file()} <= {
+        path.name for path in (undisturbed.workdir / ".vapo" / "store" / "objects").rglob("*") if path.is_file()
+    }
+
+
+# What was changed behind the pipeline's back
+
+
+@contextmanager
+def changed(path: Path, content: bytes | None) -> Iterator[None]:
+    """A file with other content, or without it, for a while."""
+    before, facts = path.read_bytes(), path.stat()
+    path.unlink()
+    try:
+        if content is not None:
+            path.write_bytes(content)
+        yield
+    finally:
+        path.write_bytes(before)
+        import os
+
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def made_by(undisturbed: Undisturbed, stage: str, purpose: str = "") -> Path:
+    """The folder of the first task of a stage."""
+    found = records(undisturbed.workdir).items()
+    of_stage = [f for f, r in found if r["stage"] == stage and r["parameters"].get("purpose", "") == purpose]
+    return min(of_stage, key=lambda folder: (folder / "record.json").stat().st_mtime_ns)
+
+
+def test_tampered_table_is_refused(undisturbed: Undisturbed) -> None:
+    rollouts = made_by(undisturbed, "rollout", "training") / "rollouts"
+    with changed(rollouts, rollouts.read_bytes() + b"\0"):
+        done = vapo("run", *TINY, "--workdir", undisturbed.workdir, "--set", "ppo_update.clip_high=0.31")
+    assert_refused(done, "input rollouts", str(rollouts), "was changed", "--fresh")
+    assert "--fresh" in vapo("run", "--help").stdout
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "is missing from the store"), (b"other", "was changed")])
+def test_lost_or_changed_checkpoint_object_is_refused(
+    undisturbed: Undisturbed, content: bytes | None, message: str
+) -> None:
+    manifest = json.loads((made_by(undisturbed, "base_model") / "policy").read_text())
+    digest = next(file["sha256"] for file in manifest["files"] if file["path"] == "model.safetensors")
+    weights = undisturbed.workdir / ".vapo" / "store" / "objects" / digest[:2] / digest
+    with changed(weights, content):
+        done = vapo("run", *TINY, "--workdir", undisturbed.workdir, "--set", "ppo_update.clip_high=0.32", "--cold")
+    assert_refused(done, "policy checkpoint", "model.safetensors", message, "--fresh")
+
+
+# Interruptions
+
+
+def test_kill_9_of_the_runner_leaves_no_process(disturbed: Disturbed) -> None:
+    assert disturbed.runner_killed.status == -9
+    assert disturbed.runner_killed.left == []
+
+
+def test_kill_9_while_the_worker_starts_leaves_no_process(tmp_path: Path) -> None:
+    with running(tmp_path, *TINY) as run:
+        worker = run.wait_for(run.worker)
+        run.process.kill()
+        assert worker in marked(run.mark)  # it imports torch: the runner is gone before it looks
+        assert run.left(30.0) == []
+
+
+def test_interrupt_ends_with_130_and_one_line(disturbed: Disturbed) -> None:
+    assert disturbed.interrupted.status == 130
+    assert_one_line(disturbed.interrupted.stderr, "interrupted", "vapo run --resume")
+    assert disturbed.interrupted.left == []
+
+
+def test_killed_stage_ends_the_run_with_1_and_one_line(disturbed: Disturbed) -> None:
+    assert disturbed.stage_killed.status == 1
+    assert_one_line(disturbed.stage_killed.stderr, "error: ", "ppo", "log.txt")
+    assert disturbed.stage_killed.left == []
+
+
+def test_resume_comes_to_the_same_end(disturbed: Disturbed, undisturbed: Undisturbed) -> None:
+    assert disturbed.done.returncode == 0, disturbed.done.stderr
+    assert folder_of(disturbed.done.stdout).name == undisturbed.folder.name
+    assert executed(folder_of(disturbed.done.stdout)) == AFTER_PPO_UPDATE - Counter(history=0)
+    made = products(disturbed.workdir)
+    assert len(made) > 20
+    assert made <= products(undisturbed.workdir)
+    assert (folder_of(disturbed.done.stdout) / "report.html").is_file()
+
+
+def test_resume_has_nothing_left_to_do(disturbed: Disturbed) -> None:
+    assert_refused(vapo("run", "--resume", "--workdir", disturbed.workdir), "no interrupted run", "give a recipe")

@@ -1,0 +1,5 @@
+"""python -m vapo."""
+
+from vapo.cli import main
+
+main()

@@ -1,0 +1,142 @@
+"""The command line. It parses first and imports the heavy part after; exit codes: 0 done, 1 failed, 2 wrong input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vapo import __version__
+from vapo.errors import UserError, as_user_error
+
+app = typer.Typer(
+    help="VAPO: value-based reinforcement learning for long chains of thought, as a Kubeflow pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[str, typer.Argument(help="a recipe's name (demo, tiny) or a .toml file", metavar="RECIPE")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="override one key; may be repeated", metavar="SECTION.KEY=VALUE")
+]
+Where = Annotated[Path, typer.Option("--workdir", file_okay=False, help="where runs, artifacts and the cache are kept")]
+WORKDIR = Path("runs")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        typer.echo(f"vapo {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or a .toml file", metavar="[RECIPE]")] = "",
+    set_: Set = None,
+    workdir: Where = WORKDIR,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the last interrupted run, if no RECIPE is given")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="forget the working directory's cache first")] = False,
+    cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
+) -> None:
+    """Run the whole pipeline on this machine, with progress and a report at the end.
+
+    What is already complete in the working directory is served from the cache: the same command continues an
+    interrupted run, and a changed setting redoes only what depends on it.
+    """
+    from pipelines.local import run as run_locally
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+    from vapo.recipe import load_recipe
+
+    if not recipe and not resume:
+        raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
+    if not recipe and set_:
+        raise UserError("--set needs a RECIPE: --resume alone continues the interrupted run as it was")
+    resolved = load_recipe(recipe, set_ or []) if recipe else None
+    place = Workdir(workdir)
+    if fresh:
+        place.forget()
+    run_locally(resolved or place.interrupted(), place, console(), warm=not cold)
+
+
+@app.command("compile")
+def compile_(
+    recipe: Recipe,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", dir_okay=False, help="the file; default RECIPE.yaml")
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Write the IR YAML that a cluster takes."""
+    from pipelines.compiling import compile_pipeline, stages_of
+    from vapo.recipe import load_recipe
+    from vapo.tables import write_text
+
+    resolved = load_recipe(recipe, set_ or [])
+    ir = compile_pipeline(resolved, resolved.runtime.image)
+    path = output or Path(f"{resolved.name}.yaml")
+    write_text(path, ir)
+    tasks = stages_of(ir)
+    shown = ", ".join(f"{count} {stage}" for stage, count in tasks.items())
+    typer.echo(f"{path}: {len(ir.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})")
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="a run's name, as 'vapo run' printed it", metavar="RUN")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="override a [report] key", metavar="report.KEY=VALUE")
+    ] = None,
+    workdir: Where = WORKDIR,
+) -> None:
+    """Write a run's report again; --set report.samples=30 shows more of it. Everything else comes from the cache."""
+    from pipelines.local import run as run_locally
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+    from vapo.recipe import override, read_resolved
+
+    place = Workdir(workdir)
+    wrong = [text for text in set_ or [] if not text.startswith("report.")]
+    if wrong:
+        raise UserError(f"--set {wrong[0]}: 'vapo report' changes the [report] section only; use 'vapo run' for others")
+    run_locally(override(read_resolved(place.find(run) / "recipe.json"), set_ or []), place, console())
+
+
+def main() -> None:
+    """Entry point of `vapo`."""
+    try:
+        status = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except Exception as error:
+        if cure := as_user_error(error):
+            _leave(f"error: {cure}", 2)
+        if isinstance(error, typer.Exit):
+            sys.exit(error.exit_code)
+        if hasattr(error, "format_message"):  # click's own complaint about the command line
+            if not error.format_message():  # no command was given: the help is on the screen already
+                sys.exit(2)
+            _leave(f"error: {error.format_message()}", 2)
+        if type(error).__name__ == "StageFailed":
+            _leave(f"error: {error}", 1)
+        raise
+    if status == 130:  # typer makes it of Ctrl-C, and returns it
+        _leave(
+            "interrupted; what is complete is kept: the same command, or 'vapo run --resume', goes on from there", 130
+        )
+    sys.exit(status)
+
+
+def _leave(line: str, status: int) -> None:
+    sys.stderr.write(" ".join(line.split()) + "\n")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
