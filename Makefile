@@ -23,10 +23,10 @@ demo: setup ## train a small model with the whole pipeline, here, and write its 
 test: setup-dev ## all tests
 	$(BIN)/pytest
 
-check: setup-dev ## style, types and who may import whom
+check: setup-dev ## style, types, who may import whom, and whether the README's tree is true
 	@status=0; for tool in "ruff check" "ruff format --check" mypy "lint-imports --no-logo"; do \
 		echo "== $$tool"; $(BIN)/$$tool || status=1; \
-	done; exit $$status
+	done; echo "== README's tree"; $(BIN)/python docs/tree.py --check || status=1; exit $$status
 
 bench: setup-dev ## every measurement in benchmarks/
 	@set -e; for file in benchmarks/*.py; do \

@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,8 @@ from vapo.recipe import Recipe
 from vapo.schemas import HISTORY
 from vapo.tables import read_table, write_text
 
+COLOURS = re.compile(r"\x1b\[\d*m")  # kfp.local writes them whatever the output is
+
 
 class StageFailed(RuntimeError):
     """A stage failed for a reason that is not the user's; the message says which and where its traceback is."""
@@ -55,7 +58,8 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
     with locked(folder), tempfile.TemporaryDirectory(prefix="vapo-") as scratch:
         write_text(folder / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
         (folder / "report.html").unlink(missing_ok=True)
-        environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
+        # Spinning OpenMP threads make a stage five times slower when anything else wants a core (docs/log.md).
+        environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         if recipe.runtime.threads:
             environment["OMP_NUM_THREADS"] = str(recipe.runtime.threads)
         with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):
@@ -128,7 +132,13 @@ def _explained(error: Exception, watch: Watch, log: Path) -> Exception:
     if watch.error:
         stage, message = watch.error["stage"], watch.error["message"]
         return StageFailed(f"stage {stage} failed: {message}; its traceback is in {log}")
-    return StageFailed(f"{error}; the log is {log}")
+    if watch.current:
+        stage, iteration = watch.current["stage"], watch.current["iteration"]
+        return StageFailed(
+            f"stage {stage} of iteration {iteration} ended without a word: it was killed, perhaps for want of memory; "
+            f"the log is {log}, and the same command goes on from there"
+        )
+    return StageFailed(f"{COLOURS.sub('', str(error))}; the log is {log}")
 
 
 class _Tee(io.TextIOBase):

@@ -18,7 +18,7 @@ from rich.text import Text
 from vapo.report.history import name_in_history
 
 EXECUTING = re.compile(r"Executing task .*?'(?:\x1b\[\d+m)?(?P<task>[\w-]+)'")
-FINISHED = re.compile(r"Task .*?'(?P<task>[\w-]+)'.*? finished with status")
+FINISHED = re.compile(r"Task .*?'(?P<task>[\w-]+)'.*? finished with status (?:\x1b\[\d+m)?SUCCESS")
 CACHED = re.compile(r"Task (?P<task>[\w-]+) cache hit")
 
 COLUMNS = (  # heading, stage, metric, format: what stands in an iteration's line and in the table at the end

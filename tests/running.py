@@ -14,7 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ class Running:
     workdir: Path
     process: subprocess.Popen[str]
     mark: str
-    before: set[Path] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.begun = time.time() - 0.01
 
     def wait_for(self, what: Callable[[], Any], seconds: float = 120.0) -> Any:
         """Poll until `what` answers something true."""
@@ -85,9 +87,6 @@ class Running:
         """The log of this run, not of one before it."""
         logs = [path for path in self.workdir.glob("*/log.txt") if path.stat().st_mtime >= self.begun]
         return logs[0].read_text() if logs else ""
-
-    def __post_init__(self) -> None:
-        self.begun = time.time() - 0.01
 
     def worker(self) -> int | None:
         """Process ID of the warm worker."""
@@ -170,7 +169,12 @@ def counts(done: str) -> tuple[int, int]:
 
 def events(folder: Path) -> list[dict[str, Any]]:
     """What the stages of a run told, from its log."""
-    return [event for line in (folder / "log.txt").read_text().splitlines() if (event := parse(line))]
+    return events_in((folder / "log.txt").read_text())
+
+
+def events_in(text: str) -> list[dict[str, Any]]:
+    """The events among the lines of a log."""
+    return [event for line in text.splitlines() if (event := parse(line))]
 
 
 def executed(folder: Path) -> Counter[str]:

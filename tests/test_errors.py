@@ -31,7 +31,13 @@ def test_a_full_disk_is_the_users_whoever_met_it(error: Exception, place: str) -
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("x"), KeyError("x"), OSError(errno.EACCES, "denied", "/x"), FileNotFoundError("x"), KeyboardInterrupt()],
+    [
+        ValueError("x"),
+        KeyError("x"),
+        OSError(errno.EACCES, "denied", "/x"),
+        FileNotFoundError("x"),
+        KeyboardInterrupt(),
+    ],
 )
 def test_everything_else_is_ours(error: BaseException) -> None:
     assert as_user_error(error) is None

@@ -25,11 +25,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_an_event_comes_back(capsys: pytest.CaptureFixture[str]) -> None:
-    emit("error", message="a\nb 数 \u2028 \"quoted\"", seconds=0.5, user=True)
+    emit("error", message='a\nb 数 \u2028 "quoted"', seconds=0.5, user=True)
     text = capsys.readouterr().out
     assert text.endswith("\n")
     assert len(text.splitlines()) == 1
-    assert parse(text) == {"vapo": "error", "message": "a\nb 数 \u2028 \"quoted\"", "seconds": 0.5, "user": True}
+    assert parse(text) == {"vapo": "error", "message": 'a\nb 数 \u2028 "quoted"', "seconds": 0.5, "user": True}
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,9 @@ def test_round_trip(path: Path) -> None:
 
 
 @given(st.lists(st.lists(st.floats(width=32, allow_nan=False), max_size=9), max_size=6))
-def test_lists_and_pairs_write_the_same_table(tmp_path_factory: pytest.TempPathFactory, values: list[list[float]]) -> None:
+def test_lists_and_pairs_write_the_same_table(
+    tmp_path_factory: pytest.TempPathFactory, values: list[list[float]]
+) -> None:
     folder = tmp_path_factory.mktemp("tables")
     columns = experience([len(v) for v in values])
     columns["values"] = values

@@ -132,9 +132,13 @@ def _leave_with(connection: socket.socket) -> None:
 
 
 def _read_line(connection: socket.socket) -> bytes:
+    """A whole line, or nothing if the other side went away before its end."""
     answer = b""
     while not answer.endswith(b"\n"):
-        part = connection.recv(1 << 16)
+        try:
+            part = connection.recv(1 << 16)
+        except ConnectionResetError:  # gone with our message unread
+            part = b""
         if not part:
             return b""
         answer += part

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,6 @@ class Interruption:
     stdout: str
     stderr: str
     left: list[str]
-    executed: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -74,5 +72,4 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         kill(run.wait_for(lambda: children(worker), 5.0)[0])
         status, out, err = run.end()
         stage_killed = Interruption(status, out, err, run.left(5.0))
-    time.sleep(0.01)
     return Disturbed(workdir, runner_killed, interrupted, stage_killed, vapo("run", "--resume", "--workdir", workdir))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections import Counter
@@ -94,7 +95,7 @@ def test_events_of_every_task_reach_the_log(undisturbed: Undisturbed) -> None:
 
 def test_report_needs_nothing_from_the_network(undisturbed: Undisturbed) -> None:
     page = (undisturbed.folder / "report.html").read_text()
-    assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+    assert page[:15].lower() == "<!doctype html>"
     assert "VAPO" in page
     elements = re.findall(r"<(?:script|link|img|iframe|source|video|audio|object|embed)\b[^>]*>", page)
     for element in elements:
@@ -113,7 +114,8 @@ def test_tensorboard_reads_the_history(undisturbed: Undisturbed) -> None:
         for event in EventFileLoader(str(files[0])).Load()
         for value in event.summary.value
     )
-    wanted = sorted((f"{r['stage']}/{r['name']}", r["iteration"], _float32(r["value"])) for r in history_of(undisturbed))
+    rows = history_of(undisturbed)
+    wanted = sorted((f"{row['stage']}/{row['name']}", row["iteration"], _float32(row["value"])) for row in rows)
     assert len(found) > 50
     assert found == wanted
 
@@ -274,12 +276,17 @@ def cold(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_another_place_and_no_worker_give_the_same_bytes(undisturbed: Undisturbed, cold: Path) -> None:
     first = {record["started"] for record in records(undisturbed.workdir).values()}
     assert first.isdisjoint(record["started"] for record in records(cold).values())
-    made = products(cold)
-    assert len(made) > 20
-    assert made <= products(undisturbed.workdir)  # which also holds what other tests made there
+    made, known = products(cold), products(undisturbed.workdir)
+    assert names_of(made) == names_of(known)
+    assert made <= known  # which also holds what other tests made there
     assert {path.name for path in (cold / ".vapo" / "store" / "objects").rglob("*") if path.is_file()} <= {
         path.name for path in (undisturbed.workdir / ".vapo" / "store" / "objects").rglob("*") if path.is_file()
     }
+
+
+def names_of(made: set[tuple[str, int, str, str, str]]) -> set[tuple[str, int, str, str]]:
+    """Products without their identities."""
+    return {product[:4] for product in made}
 
 
 # What was changed behind the pipeline's back
@@ -296,8 +303,6 @@ def changed(path: Path, content: bytes | None) -> Iterator[None]:
         yield
     finally:
         path.write_bytes(before)
-        import os
-
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
@@ -352,17 +357,18 @@ def test_interrupt_ends_with_130_and_one_line(disturbed: Disturbed) -> None:
 
 def test_killed_stage_ends_the_run_with_1_and_one_line(disturbed: Disturbed) -> None:
     assert disturbed.stage_killed.status == 1
-    assert_one_line(disturbed.stage_killed.stderr, "error: ", "ppo", "log.txt")
+    assert_one_line(disturbed.stage_killed.stderr, "error: stage ppo_update of iteration 1", "killed", "log.txt")
+    assert "\x1b" not in disturbed.stage_killed.stderr
     assert disturbed.stage_killed.left == []
 
 
 def test_resume_comes_to_the_same_end(disturbed: Disturbed, undisturbed: Undisturbed) -> None:
     assert disturbed.done.returncode == 0, disturbed.done.stderr
     assert folder_of(disturbed.done.stdout).name == undisturbed.folder.name
-    assert executed(folder_of(disturbed.done.stdout)) == AFTER_PPO_UPDATE - Counter(history=0)
-    made = products(disturbed.workdir)
-    assert len(made) > 20
-    assert made <= products(undisturbed.workdir)
+    assert executed(folder_of(disturbed.done.stdout)) == AFTER_PPO_UPDATE
+    made, known = products(disturbed.workdir), products(undisturbed.workdir)
+    assert names_of(made) == names_of(known)
+    assert made <= known
     assert (folder_of(disturbed.done.stdout) / "report.html").is_file()
 
 

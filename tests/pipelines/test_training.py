@@ -208,7 +208,8 @@ def test_each_stage_gets_its_own_section_only(document: dict[str, Any], tasks: d
     }
     for name, parameter in rollout_section.items():
         assert tasks[name]["inputs"]["parameters"]["rollout_section"] == {"componentInputParameter": parameter}
-    assert sum("recipe" in c.get("inputDefinitions", {}).get("parameters", {}) for c in document["components"].values()) == 1
+    inputs = [c.get("inputDefinitions", {}).get("parameters", {}) for c in document["components"].values()]
+    assert sum("recipe" in parameters for parameters in inputs) == 1  # the whole recipe goes to the report alone
 
 
 def difference(first: Any, second: Any, path: str = "") -> set[str]:
@@ -217,7 +218,8 @@ def difference(first: Any, second: Any, path: str = "") -> set[str]:
         keys = first.keys() | second.keys()
         return set().union(*(difference(first.get(k), second.get(k), f"{path}/{k}") for k in keys))
     if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
-        return set().union(*(difference(a, b, f"{path}/{i}") for i, (a, b) in enumerate(zip(first, second, strict=True))))
+        pairs = enumerate(zip(first, second, strict=True))
+        return set().union(*(difference(a, b, f"{path}/{i}") for i, (a, b) in pairs))
     return set() if first == second else {path}
 
 
@@ -276,8 +278,8 @@ def test_every_task_may_be_cached(document: dict[str, Any]) -> None:
 
 
 def test_yaml_holds_no_secret_and_no_path_of_this_machine(ir: str, tmp_path: Path) -> None:
-    for path in (str(ROOT), str(Path.home()), sys.prefix, str(tmp_path.parent), "/tmp/"):
-        assert path not in ir or path == "/", path
+    for path in (ROOT, Path.home(), Path(sys.prefix), tmp_path.parent):
+        assert str(path) not in ir, path
     assert not re.search(r"(?i)secret|password|passwd|api_key|apikey|access_key|credential|bearer ", ir)
     assert not re.search(r"/(home|Users|root|work|private)/", ir)
 
@@ -311,4 +313,5 @@ def test_only_the_shape_settings_shape_the_graph(document: dict[str, Any]) -> No
     found = {task["taskInfo"]["name"] for task in longer["root"]["dag"]["tasks"].values()}
     assert {"iteration-004", "evaluation-004"} <= found
     assert "evaluation-003" not in found
-    assert json.loads(longer["root"]["inputDefinitions"]["parameters"]["recipe_json"]["defaultValue"])["iterations"] == 4
+    parameters = longer["root"]["inputDefinitions"]["parameters"]
+    assert json.loads(parameters["recipe_json"]["defaultValue"])["iterations"] == 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,13 +40,13 @@ def of(rows: list[np.ndarray], rewards: np.ndarray, lambdas: np.ndarray | float)
 
 
 def direct(values: np.ndarray, reward: float, lambda_: float) -> np.ndarray:
-    """A_t = sum over l of lambda^l * delta[t+l], as the definition says it, in float64."""
+    """A_t = sum over k of lambda^k * delta[t+k], as the definition says it, in float64."""
     steps = len(values)
     following = np.append(values[1:].astype(np.float64), 0.0)
     delta = following - values.astype(np.float64)
     if steps:
         delta[-1] += reward
-    return np.array([sum(lambda_**l * delta[t + l] for l in range(steps - t)) for t in range(steps)])
+    return np.array([sum(lambda_**k * delta[t + k] for k in range(steps - t)) for t in range(steps)])
 
 
 @pytest.mark.parametrize("lambda_", GOLDEN)
@@ -91,7 +93,9 @@ def test_scalar_lambda_equals_vector(batch: tuple[list[np.ndarray], np.ndarray, 
 
 
 @given(batches(), st.randoms(use_true_random=False))
-def test_a_row_does_not_depend_on_its_neighbours(batch: tuple[list[np.ndarray], np.ndarray, np.ndarray], random) -> None:  # type: ignore[no-untyped-def]
+def test_a_row_does_not_depend_on_its_neighbours(
+    batch: tuple[list[np.ndarray], np.ndarray, np.ndarray], random: Random
+) -> None:
     rows, rewards, lambdas = batch
     order = random.sample(range(len(rows)), len(rows))
     shuffled = of([rows[i] for i in order], rewards[order], lambdas[order])
@@ -105,9 +109,7 @@ def test_an_empty_response_changes_nothing(batch: tuple[list[np.ndarray], np.nda
     rows, rewards, lambdas = batch
     place = min(place, len(rows))
     empty = np.empty(0, np.float32)
-    more = of(
-        [*rows[:place], empty, *rows[place:]], np.insert(rewards, place, 7.0), np.insert(lambdas, place, 0.5)
-    )
+    more = of([*rows[:place], empty, *rows[place:]], np.insert(rewards, place, 7.0), np.insert(lambdas, place, 0.5))
     assert len(more.pop(place)) == 0
     for one, other in zip(of(rows, rewards, lambdas), more, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -1,0 +1,127 @@
+"""The advantages stage: lambdas, advantages and targets of every row, each from its own lambda."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vapo.recipe import Advantages
+from vapo.rl.advantages import gae
+from vapo.schemas import EXPERIENCE
+from vapo.tables import flat, offsets_of, ragged, read_table
+from vapo.train.advantages import advantages
+from vapo.train.experience import values_of
+
+from .conftest import LENGTHS, World
+
+
+def run(world: World, critic: str = "critic", **section: Any) -> dict[str, float | None]:
+    return advantages(
+        Advantages(**section),
+        rollouts=world.rollouts,
+        rewards=world.rewards,
+        critic=world.root / critic,
+        experience=world.experience,
+        iteration=1,
+    )
+
+
+def column(path: Path, name: str) -> np.ndarray:
+    return ragged(read_table(path, EXPERIENCE), name)[0].copy()
+
+
+def test_values_are_the_critics(world: World) -> None:
+    run(world)
+    expected = np.concatenate(values_of(world.model("critic"), world.data, np.arange(12), 32768))
+    np.testing.assert_allclose(column(world.experience, "values"), expected, atol=1e-6)
+    assert ragged(read_table(world.experience, EXPERIENCE), "values")[1].tolist() == offsets_of(LENGTHS).tolist()
+
+
+@pytest.mark.parametrize("budget", [1, 50])
+def test_the_budget_changes_nothing(world: World, budget: int) -> None:
+    run(world)
+    before = [column(world.experience, name) for name in ("values", "advantages", "value_targets")]
+    run(world, token_budget=budget)
+    for name, expected in zip(("values", "advantages", "value_targets"), before, strict=True):
+        np.testing.assert_allclose(column(world.experience, name), expected, atol=2e-6)
+
+
+def test_lambda_is_each_responses_own(world: World) -> None:
+    """From its own length, never a padded one: 1 - 1/(0.3 l), 0 where that is negative."""
+    metrics = run(world, alpha=0.3)
+    expected = np.maximum(0, 1 - 1 / (0.3 * np.array(LENGTHS)))
+    np.testing.assert_allclose(flat(read_table(world.experience, EXPERIENCE), "lambda_policy"), expected, atol=1e-6)
+    assert metrics["lambda_policy_mean"] == pytest.approx(expected.mean(), abs=1e-6)
+    assert metrics["lambda_policy_min"] == 0.0
+
+
+def test_a_critic_of_zeros_leaves_the_discounted_reward(world: World) -> None:
+    """A_t = lambda^(T-1-t) * reward: the last token has all of it, whatever the length."""
+    run(world, "zero_critic", alpha=0.3)
+    expected = []
+    for length, reward in zip(LENGTHS, world.data.rewards, strict=True):
+        lambda_ = max(0.0, 1 - 1 / (0.3 * length))
+        expected += [reward * lambda_ ** (length - 1 - t) for t in range(length)]
+    np.testing.assert_allclose(column(world.experience, "advantages"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("lambda_policy", [0.0, 0.95, "length_adaptive"])
+@pytest.mark.parametrize("lambda_critic", [1.0, 0.9])
+def test_decoupled(world: World, lambda_policy: float | str, lambda_critic: float) -> None:
+    """Targets come from lambda_critic alone, advantages from lambda_policy alone."""
+    run(world, lambda_policy=lambda_policy, lambda_critic=lambda_critic)
+    values, offsets = ragged(read_table(world.experience, EXPERIENCE), "values")
+    expected = values + gae(values, offsets, world.data.rewards, np.float64(lambda_critic))
+    np.testing.assert_allclose(column(world.experience, "value_targets"), expected, atol=1e-6)
+    lambdas = flat(read_table(world.experience, EXPERIENCE), "lambda_policy")
+    expected = gae(values, offsets, world.data.rewards, lambdas)
+    np.testing.assert_allclose(column(world.experience, "advantages"), expected, atol=1e-5)
+    if lambda_policy != "length_adaptive":
+        assert (lambdas == np.float32(lambda_policy)).all()
+
+
+def test_targets_are_the_returns_by_default(world: World) -> None:
+    run(world)
+    returns = np.repeat(world.data.rewards, LENGTHS)
+    np.testing.assert_array_equal(column(world.experience, "value_targets"), returns)
+
+
+def test_whitening_touches_the_policys_advantages_only(world: World) -> None:
+    run(world)
+    plain = {name: column(world.experience, name) for name in ("values", "advantages", "value_targets")}
+    metrics = run(world, whiten=True)
+    for name in ("values", "value_targets"):
+        np.testing.assert_array_equal(column(world.experience, name), plain[name])
+    white = (plain["advantages"] - plain["advantages"].mean()) / plain["advantages"].std()
+    np.testing.assert_allclose(column(world.experience, "advantages"), white, atol=1e-5)
+    assert metrics["advantage_mean"] == pytest.approx(0, abs=1e-6)
+    assert metrics["advantage_std"] == pytest.approx(1, abs=1e-5)
+
+
+def test_metrics(world: World) -> None:
+    metrics = run(world)
+    values, found = column(world.experience, "values"), column(world.experience, "advantages")
+    returns = np.repeat(world.data.rewards, LENGTHS)
+    assert metrics["explained_variance"] == pytest.approx(1 - np.var(returns - values) / np.var(returns), abs=1e-5)
+    assert metrics["value_mean"] == pytest.approx(values.mean(), abs=1e-6)
+    assert metrics["advantage_mean"] == pytest.approx(found.mean(), abs=1e-6)
+    assert metrics["advantage_std"] == pytest.approx(found.std(), abs=1e-6)
+
+
+def test_a_critic_of_zeros_explains_nothing(world: World) -> None:
+    assert run(world, "zero_critic")["explained_variance"] == 0.0
+
+
+def test_all_rewards_equal_is_undefined(world: World) -> None:
+    world.write_rollouts(correct=[False] * 12)
+    assert run(world)["explained_variance"] is None
+
+
+def test_twice_is_the_same_bytes(world: World) -> None:
+    run(world)
+    before = world.experience.read_bytes()
+    run(world)
+    assert world.experience.read_bytes() == before
