@@ -26,7 +26,7 @@ from pipelines.watching import Task, Watch, iterations_table, overhead_table
 from pipelines.workdir import Workdir, locked
 from vapo import worker
 from vapo.errors import UserError, as_user_error
-from vapo.progress import parse
+from vapo.progress import ATTENDED, parse
 from vapo.recipe import Recipe
 from vapo.schemas import HISTORY
 from vapo.tables import read_table, write_text
@@ -59,7 +59,7 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
         write_text(folder / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
         (folder / "report.html").unlink(missing_ok=True)
         # Spinning OpenMP threads make a stage five times slower when anything else wants a core (docs/log.md).
-        environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE", ATTENDED: "1"}
         if recipe.runtime.threads:
             environment["OMP_NUM_THREADS"] = str(recipe.runtime.threads)
         with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):

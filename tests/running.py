@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections import Counter
@@ -110,16 +112,17 @@ class Running:
 def running(workdir: Path, *arguments: str) -> Iterator[Running]:
     """`vapo run ARGUMENTS --workdir WORKDIR`; whatever the test does, nothing of it outlives the block."""
     mark = uuid.uuid4().hex
+    scratch = tempfile.mkdtemp(prefix="vapo-test-")  # who is killed leaves its temporary files
     command = [sys.executable, "-m", "vapo", "run", *arguments, "--workdir", str(workdir)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(mark)
-    )
+    environ = {**environment(mark), "TMPDIR": scratch}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
     try:
         yield Running(workdir, process, mark)
     finally:
         for pid in (process.pid, *marked(mark)) if process.poll() is None else marked(mark):
             kill(pid)
         process.communicate()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def kill(pid: int) -> None:

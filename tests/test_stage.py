@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import events_in
+from tests.running import environment, events_in
 from vapo import __version__, worker
 from vapo.errors import UserError
 from vapo.lineage import LIBRARIES
@@ -203,6 +205,22 @@ def test_failure_in_the_middle_leaves_no_record(tmp_path: Path, capsys: pytest.C
         execute(job)
     assert [event["user"] for event in told(capsys) if event["vapo"] == "error"] == [False]
     assert {path.name for path in tmp_path.iterdir()} <= {"train_prompts", "heldout_prompts", "examples"}
+
+
+def test_a_stage_leaves_when_nobody_reads_its_output_any_more() -> None:
+    program = "import time; from vapo.progress import leave_with_reader; leave_with_reader(); print(1); time.sleep(600)"
+    command = [sys.executable, "-u", "-c", program]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.5)
+        process.stdout.close()
+        assert process.wait(timeout=5.0) == 1
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_stage_without_torch_never_asks_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

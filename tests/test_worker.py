@@ -53,7 +53,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pop
     assert not worker.starting(str(address)).exists()
     yield process
     assert process.poll() is None  # no job of these tests took it down
-    process.kill()
+    for pid in (*children(process.pid), process.pid):
+        kill(pid)
     process.wait()
 
 
@@ -90,7 +91,10 @@ def asking(address: str, what: dict[str, Any]) -> Iterator[subprocess.Popen[str]
         yield client
     finally:
         client.kill()
-        client.communicate()
+        client.wait()
+        for pipe in (client.stdout, client.stderr):
+            assert pipe is not None
+            pipe.close()  # not read to its end: a child that lives on has it too
 
 
 def ask(address: str, what: dict[str, Any]) -> tuple[int, str, str]:
@@ -121,15 +125,11 @@ def test_answer_is_the_metadata_and_output_goes_to_who_asked(address: str, examp
     assert answer["metrics"]["train_loss"] == record["metrics"]["train_loss"]
 
 
-def test_worker_and_a_process_of_its_own_give_the_same_model(address: str, examples: Path, tmp_path: Path) -> None:
+def test_what_one_job_did_does_not_reach_the_next(address: str, examples: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
         worker.submit(address, job(tmp_path / name, examples))
-    command = "import json, sys; from vapo.stage import execute; execute(json.loads(sys.argv[1]))"
-    alone = json.dumps(job(tmp_path / "alone", examples))
-    environ = {**environment(), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", command, alone], check=True, env=environ, stdout=subprocess.DEVNULL)
-    found = {read_manifest(tmp_path / name / "policy", "policy").digest for name in ("first", "second", "alone")}
-    assert len(found) == 1
+    first, second = (read_manifest(tmp_path / name / "policy", "policy").digest for name in ("first", "second"))
+    assert first == second
 
 
 def test_every_job_has_a_child_of_its_own_that_leaves(
@@ -218,17 +218,6 @@ def test_a_worker_whose_parent_is_gone_leaves(tmp_path: Path) -> None:
         assert wait_until(lambda: not alive(orphan), 5.0)
     finally:
         kill(orphan)
-
-
-@pytest.mark.slow
-def test_a_worker_whose_parent_was_gone_at_the_start_leaves(tmp_path: Path) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    process = subprocess.Popen([*SERVE, str(tmp_path / "w"), str(gone.pid)], env=environment())
-    try:
-        assert process.wait(timeout=60) == 0
-    finally:
-        kill(process.pid)
 
 
 # Whether it takes jobs

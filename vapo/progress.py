@@ -7,17 +7,33 @@ them. A line is {"vapo": EVENT, ...}; everything else on standard output is log.
 from __future__ import annotations
 
 import json
+import os
+import select
 import sys
+import threading
 import time
 from typing import Any
 
 KEY = "vapo"
+ATTENDED = "VAPO_ATTENDED"  # environment variable: a run on this machine reads what the stages print
 
 
 def emit(event: str, **fields: Any) -> None:
     """Print one event and flush it."""
     sys.stdout.write(json.dumps({KEY: event, **fields}) + "\n")
     sys.stdout.flush()
+
+
+def leave_with_reader() -> None:
+    """From now on end this process when nobody reads its standard output any more: the run that started it is gone."""
+
+    def watch() -> None:
+        pipe = select.poll()
+        pipe.register(1, 0)  # nothing but its breaking
+        pipe.poll()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def parse(line: str) -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
-"""What the body of every component calls: check the inputs, do the stage's work, leave digests and a record."""
+"""What the body of every component calls: check the inputs, do the stage's work, leave digests and a record.
+
+Nothing heavy is imported before a job is executed: with a warm worker at hand, a component's own process never does it.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vapo import recipe, worker
+from vapo import worker
 from vapo.errors import UserError, as_user_error
-from vapo.lineage import write_record
-from vapo.progress import emit
-from vapo.store import sha256_of
-from vapo.tables import write_text
+from vapo.progress import ATTENDED, emit, leave_with_reader
 
 METRICS = "metrics"  # the output that holds a stage's numbers as JSON
 
@@ -31,27 +31,25 @@ class Artifact(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a stage's function is, its section of the recipe, and whether it needs torch (a warm worker helps)."""
+    """A stage's function, its section in vapo.recipe, and whether it needs torch: then it waits for a warm worker."""
 
     module: str
     function: str
-    section: type[recipe.Section]
+    section: str
     torch: bool
 
 
 STAGES = {
-    "problems": Stage("vapo.problems.make", "problems", recipe.Problems, torch=False),
-    "base_model": Stage("vapo.train.base_model", "base_model", recipe.BaseModelSection, torch=True),
-    "rollout": Stage("vapo.rollout.generate", "rollout", recipe.Rollout, torch=True),
-    "verification": Stage("vapo.problems.verification", "verification", recipe.Verification, torch=False),
-    "value_pretraining": Stage(
-        "vapo.train.value_pretraining", "value_pretraining", recipe.ValuePretraining, torch=True
-    ),
-    "advantages": Stage("vapo.train.advantages", "advantages", recipe.Advantages, torch=True),
-    "ppo_update": Stage("vapo.train.ppo_update", "ppo_update", recipe.PpoUpdate, torch=True),
-    "evaluation": Stage("vapo.evaluate.accuracy", "evaluation", recipe.Evaluation, torch=False),
-    "history": Stage("vapo.report.history", "history", recipe.Section, torch=False),
-    "report": Stage("vapo.report.stage", "report", recipe.Report, torch=False),
+    "problems": Stage("vapo.problems.make", "problems", "Problems", torch=False),
+    "base_model": Stage("vapo.train.base_model", "base_model", "BaseModelSection", torch=True),
+    "rollout": Stage("vapo.rollout.generate", "rollout", "Rollout", torch=True),
+    "verification": Stage("vapo.problems.verification", "verification", "Verification", torch=False),
+    "value_pretraining": Stage("vapo.train.value_pretraining", "value_pretraining", "ValuePretraining", torch=True),
+    "advantages": Stage("vapo.train.advantages", "advantages", "Advantages", torch=True),
+    "ppo_update": Stage("vapo.train.ppo_update", "ppo_update", "PpoUpdate", torch=True),
+    "evaluation": Stage("vapo.evaluate.accuracy", "evaluation", "Evaluation", torch=False),
+    "history": Stage("vapo.report.history", "history", "Section", torch=False),
+    "report": Stage("vapo.report.stage", "report", "Report", torch=False),
 }
 
 
@@ -79,6 +77,8 @@ def run(
 
     Afterwards every output's metadata holds its sha256 and size, and the metrics, where the Kubeflow UI shows them.
     """
+    if os.environ.get(ATTENDED):
+        leave_with_reader()
     job = Job(
         stage,
         section,
@@ -92,7 +92,7 @@ def run(
         time.time(),
     )
     address = os.environ.get(worker.ADDRESS)
-    if STAGES[stage].torch and address and worker.ready(address):
+    if address and worker.ready(address, patience=60.0 if STAGES[stage].torch else 0.0):
         result = worker.submit(address, asdict(job))
     else:
         result = execute(asdict(job))
@@ -116,10 +116,15 @@ def execute(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _execute(job: Job) -> dict[str, dict[str, Any]]:
+    from vapo import recipe
+    from vapo.lineage import write_record
+    from vapo.store import sha256_of
+    from vapo.tables import write_text
+
     emit("start", stage=job.stage, **_where(job))
     stage = STAGES[job.stage]
     function = getattr(importlib.import_module(stage.module), stage.function)
-    section = stage.section.model_validate_json(job.section or "{}")
+    section = getattr(recipe, stage.section).model_validate_json(job.section or "{}")
     for name, source in job.inputs.items():
         _verify(name, source)
     work_started, clock = time.time(), time.monotonic()
@@ -157,6 +162,8 @@ def _where(job: Job) -> dict[str, Any]:
 
 def _verify(name: str, source: dict[str, str]) -> None:
     """An input must still be what its writer left: kfp's cache trusts an address whatever lies there."""
+    from vapo.store import sha256_of
+
     path = Path(source["path"])
     if not path.is_file():
         raise UserError(f"input {name}: {path} is not there: run the stage that writes it")

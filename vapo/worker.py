@@ -1,13 +1,14 @@
 """A warm worker: one process that has imported torch and transformers, and forks a child for every stage.
 
 On a laptop each stage is a process of its own, and importing torch and transformers costs it about four seconds.
-`vapo run` starts this worker once; a stage that needs torch sends its job here and gets a child that starts with
-everything imported. The child inherits nothing else: it seeds itself, and it dies with the process that asked.
-No thread runs and no parallel region was entered in the parent, so forking is safe.
+`vapo run` starts this worker once; a stage sends its job here and gets a child that starts with everything imported.
+The child inherits nothing else: it seeds itself, and it dies with the process that asked. No thread runs and no
+parallel region was entered in the parent, so forking is safe.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -23,15 +24,11 @@ ADDRESS = "VAPO_WORKER"  # environment variable with the path of the worker's so
 
 
 def ready(address: str, patience: float = 60.0) -> bool:
-    """Whether the worker takes jobs; waits while it starts. False: do the job without it."""
+    """Whether the worker takes jobs; waits up to `patience` seconds while it starts. False: do the job without it."""
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if Path(address).exists():
-            return True
-        if not starting(address).exists():
-            return Path(address).exists()
+    while not Path(address).exists() and starting(address).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return False
+    return Path(address).exists()
 
 
 def starting(address: str) -> Path:
@@ -68,19 +65,14 @@ def main(address: str, parent: int) -> None:
 
 def serve(address: str, parent: int) -> None:
     """Accept jobs on a Unix socket until the parent process is gone: it may be so before the imports are done."""
-    import tokenizers  # noqa: F401
-    import torch  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
     from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
-    import vapo.rl.advantages
-    import vapo.rollout.generate
-    import vapo.train.advantages
-    import vapo.train.base_model
-    import vapo.train.ppo_update
-    import vapo.train.value_pretraining  # noqa: F401
+    from vapo.stage import STAGES
 
+    for stage in STAGES.values():
+        importlib.import_module(stage.module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the system
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         beside = f"{address}.new"

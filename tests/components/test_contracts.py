@@ -14,6 +14,7 @@ from kfp import dsl, local
 
 from components.image import IMAGE
 from tests.running import ROOT, events_in
+from vapo import recipe
 from vapo.recipe import Problems
 from vapo.stage import METRICS, STAGES
 
@@ -102,7 +103,7 @@ def test_stage_function_takes_what_the_component_passes(name: str) -> None:
     signature, hints = inspect.signature(function), typing.get_type_hints(function)
     section, *rest = signature.parameters.values()
     assert section.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    assert hints[section.name] is STAGES[name].section
+    assert hints[section.name] is getattr(recipe, STAGES[name].section)
     paths = call["inputs"] | (call["outputs"] - {METRICS})
     wanted: dict[str, Any] = dict.fromkeys(paths, Path)
     wanted |= {key: kind for key, kind in parameters_of(name).items() if key in call["parameters"]}

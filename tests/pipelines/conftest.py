@@ -44,7 +44,7 @@ class Interruption:
 
 @dataclass
 class Disturbed:
-    """The tiny recipe, interrupted three times and resumed each time."""
+    """The tiny recipe in another place, interrupted three times and resumed each time, with and without the worker."""
 
     workdir: Path
     runner_killed: Interruption
@@ -61,7 +61,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         kill(run.process.pid)
         left = run.left(5.0)
         runner_killed = Interruption(*run.end(), left)
-    with running(workdir, "--resume") as run:
+    with running(workdir, "--resume", "--cold") as run:
         run.started("value_pretraining")
         run.process.send_signal(signal.SIGINT)
         status, out, err = run.end()
@@ -72,4 +72,5 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         kill(run.wait_for(lambda: children(worker), 5.0)[0])
         status, out, err = run.end()
         stage_killed = Interruption(status, out, err, run.left(5.0))
-    return Disturbed(workdir, runner_killed, interrupted, stage_killed, vapo("run", "--resume", "--workdir", workdir))
+    done = vapo("run", "--resume", "--cold", "--workdir", workdir)
+    return Disturbed(workdir, runner_killed, interrupted, stage_killed, done)

@@ -262,28 +262,6 @@ def test_changed_report_redoes_only_the_report(undisturbed: Undisturbed) -> None
     assert counts(changed.stdout) == (1, sum(TASKS.values()) - 1)
 
 
-@pytest.fixture(scope="module")
-def cold(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which the same recipe ran without the warm worker."""
-    workdir = tmp_path_factory.mktemp("cold")
-    done = vapo("run", *TINY, "--workdir", workdir, "--cold")
-    assert done.returncode == 0, (done.stdout, done.stderr)
-    assert executed(folder_of(done.stdout)) == TASKS
-    assert not (folder_of(done.stdout) / "worker.txt").exists()
-    return workdir
-
-
-def test_another_place_and_no_worker_give_the_same_bytes(undisturbed: Undisturbed, cold: Path) -> None:
-    first = {record["started"] for record in records(undisturbed.workdir).values()}
-    assert first.isdisjoint(record["started"] for record in records(cold).values())
-    made, known = products(cold), products(undisturbed.workdir)
-    assert names_of(made) == names_of(known)
-    assert made <= known  # which also holds what other tests made there
-    assert {path.name for path in (cold / ".vapo" / "store" / "objects").rglob("*") if path.is_file()} <= {
-        path.name for path in (undisturbed.workdir / ".vapo" / "store" / "objects").rglob("*") if path.is_file()
-    }
-
-
 def names_of(made: set[tuple[str, int, str, str, str]]) -> set[tuple[str, int, str, str]]:
     """Products without their identities."""
     return {product[:4] for product in made}
@@ -316,21 +294,27 @@ def made_by(undisturbed: Undisturbed, stage: str, purpose: str = "") -> Path:
 def test_tampered_table_is_refused(undisturbed: Undisturbed) -> None:
     rollouts = made_by(undisturbed, "rollout", "training") / "rollouts"
     with changed(rollouts, rollouts.read_bytes() + b"\0"):
-        done = vapo("run", *TINY, "--workdir", undisturbed.workdir, "--set", "ppo_update.clip_high=0.31")
-    assert_refused(done, "input rollouts", str(rollouts), "was changed", "--fresh")
+        done = vapo("run", *TINY, "--workdir", undisturbed.workdir, "--set", "report.samples=2", "--cold")
+    assert_refused(done, "rollouts", str(rollouts), "was changed", "--fresh")
     assert "--fresh" in vapo("run", "--help").stdout
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "is missing from the store"), (b"other", "was changed")])
-def test_lost_or_changed_checkpoint_object_is_refused(
-    undisturbed: Undisturbed, content: bytes | None, message: str
+@pytest.mark.parametrize(
+    ("file", "content", "message", "setting"),
+    [
+        ("model.safetensors", None, "is missing from the store", "ppo_update.clip_high=0.32"),
+        ("tokenizer.json", b"other", "was changed", "report.samples=1"),
+    ],
+)
+def test_lost_or_changed_checkpoint_file_is_refused(
+    undisturbed: Undisturbed, file: str, content: bytes | None, message: str, setting: str
 ) -> None:
     manifest = json.loads((made_by(undisturbed, "base_model") / "policy").read_text())
-    digest = next(file["sha256"] for file in manifest["files"] if file["path"] == "model.safetensors")
-    weights = undisturbed.workdir / ".vapo" / "store" / "objects" / digest[:2] / digest
-    with changed(weights, content):
-        done = vapo("run", *TINY, "--workdir", undisturbed.workdir, "--set", "ppo_update.clip_high=0.32", "--cold")
-    assert_refused(done, "policy checkpoint", "model.safetensors", message, "--fresh")
+    digest = next(entry["sha256"] for entry in manifest["files"] if entry["path"] == file)
+    stored = undisturbed.workdir / ".vapo" / "store" / "objects" / digest[:2] / digest
+    with changed(stored, content):
+        done = vapo("run", *TINY, "--workdir", undisturbed.workdir, "--set", setting, "--cold")
+    assert_refused(done, "policy checkpoint", file, message, "--fresh")
 
 
 # Interruptions
@@ -362,14 +346,30 @@ def test_killed_stage_ends_the_run_with_1_and_one_line(disturbed: Disturbed) -> 
     assert disturbed.stage_killed.left == []
 
 
-def test_resume_comes_to_the_same_end(disturbed: Disturbed, undisturbed: Undisturbed) -> None:
+def test_resume_does_only_what_is_missing(disturbed: Disturbed, undisturbed: Undisturbed) -> None:
     assert disturbed.done.returncode == 0, disturbed.done.stderr
     assert folder_of(disturbed.done.stdout).name == undisturbed.folder.name
     assert executed(folder_of(disturbed.done.stdout)) == AFTER_PPO_UPDATE
+    assert {path.name for path in folder_of(disturbed.done.stdout).iterdir()} == FILES
+
+
+def test_another_place_crashes_and_no_worker_give_the_same_bytes(
+    disturbed: Disturbed, undisturbed: Undisturbed
+) -> None:
+    """Here a worker made every model and table; there base_model, ppo_update and two rollouts ran without one."""
+    before = {record["started"] for record in records(undisturbed.workdir).values()}
+    assert before.isdisjoint(record["started"] for record in records(disturbed.workdir).values())
     made, known = products(disturbed.workdir), products(undisturbed.workdir)
     assert names_of(made) == names_of(known)
-    assert made <= known
-    assert (folder_of(disturbed.done.stdout) / "report.html").is_file()
+    assert made <= known  # which also holds what other tests made there
+    ours, theirs = (objects(workdir) for workdir in (disturbed.workdir, undisturbed.workdir))
+    assert len(ours) > 5
+    assert ours <= theirs
+
+
+def objects(workdir: Path) -> set[str]:
+    """Digests of everything in the checkpoint store."""
+    return {path.name for path in (workdir / ".vapo" / "store" / "objects").glob("*/*")}
 
 
 def test_resume_has_nothing_left_to_do(disturbed: Disturbed) -> None:

@@ -92,9 +92,9 @@ def test_greedy_is_the_argmax_whatever_the_number() -> None:
 
 
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
-@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2.0**-24])
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2.0**-24, 1.0])
 def test_a_token_without_mass_is_never_chosen(number: float, top_p: float) -> None:
-    """At both ends of the interval, with impossible tokens at both ends of the vocabulary."""
+    """At both ends of the interval (1 is what rounding may make of it), with impossible tokens at both ends."""
     logits = torch.full((1, 1000), float("-inf"))
     logits[0, 300:700] = torch.randn(400, generator=torch.Generator().manual_seed(0))
     found = int(sample(logits, torch.tensor([number]), 1.0, top_p)[0])

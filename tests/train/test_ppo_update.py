@@ -134,10 +134,11 @@ def test_the_three_terms_add_up(world: World) -> None:
     assert parts[0.0][2]["positive_lm_loss"] == parts[1.0][2]["positive_lm_loss"] > 0
 
 
-def test_the_losses_are_those_of_plain_sums(world: World) -> None:
-    """Token by token in numpy, over the mini-batch's own counts."""
+@pytest.mark.parametrize("aggregation", ["token", "sample"])
+def test_the_losses_are_those_of_plain_sums(world: World, aggregation: str) -> None:
+    """Token by token in numpy, over the mini-batch's own counts; the critic's are tokens either way."""
     batch = experience(world)
-    _, _, total = gradients(world, batch, 10**6)
+    _, _, total = gradients(world, batch, 10**6, loss_aggregation=aggregation)
     actor, critic = world.model("policy"), world.model("critic")
     new, values = [np.empty(0)] * 12, [np.empty(0)] * 12
     with torch.no_grad():
@@ -149,12 +150,15 @@ def test_the_losses_are_those_of_plain_sums(world: World) -> None:
         return np.concatenate([parts[row] for row in CHOSEN]).astype(np.float64)
 
     ratio, advantage = np.exp(joined(new) - joined(batch.old_logprobs)), joined(batch.advantages)
-    expected = -np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.28) * advantage).mean()
-    assert total["policy_loss"] == pytest.approx(expected, abs=1e-5)
+    terms = -np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.28) * advantage)
+    means = [part.mean() for part in np.split(terms, np.cumsum(batch.data.lengths[CHOSEN])[:-1])]
+    expected = {"token": terms.mean(), "sample": np.mean(means)}
+    assert abs(expected["token"] - expected["sample"]) > 1e-3
+    assert total["policy_loss"] == pytest.approx(expected[aggregation], abs=1e-5)
     positive = np.concatenate([new[row] for row in CHOSEN if batch.data.correct[row]])
     assert total["positive_lm_loss"] == pytest.approx(-positive.mean(), abs=1e-5)
-    expected = 0.5 * np.mean((joined(values) - joined(batch.value_targets)) ** 2)
-    assert total["value_loss"] == pytest.approx(expected, abs=1e-5)
+    squares = (joined(values) - joined(batch.value_targets)) ** 2
+    assert total["value_loss"] == pytest.approx(0.5 * squares.mean(), abs=1e-5)
 
 
 @pytest.mark.parametrize("budget", [1, 50, 10**6])

@@ -75,8 +75,8 @@ def _worked_examples(section: recipe.Problems, seed: int) -> list[tuple[chain.Ch
     worked = []
     for i in range(section.examples):
         short = generator.random() < SHORT_SHARE
-        steps = SHORT_STEPS if short else (section.min_steps, section.max_steps)
-        c = chain.draw(generator, *steps)
+        fewest, most = SHORT_STEPS if short else (section.min_steps, section.max_steps)
+        c = chain.draw(generator, min(fewest, section.max_steps), min(most, section.max_steps))
         worked.append((c, chain.worked_example(generator, c)))
         if i % 1000 == 999:
             progress(i + 1, 1000, "examples")

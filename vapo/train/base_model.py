@@ -183,7 +183,10 @@ def _from_folder(folder: Path, policy: Path, store: str) -> dict[str, float]:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(f"{where}: no *.safetensors: save the model with save_pretrained (no pickled weights)")
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{where}: config.json is not a JSON object ({error}): save the model again") from None
     if kind not in ("qwen2", "llama"):
         raise UserError(f"{where}: model_type {kind!r}: Qwen2 and Llama architectures are supported")
     with tempfile.TemporaryDirectory() as scratch:
