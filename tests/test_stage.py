@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -223,7 +224,21 @@ def test_a_stage_leaves_when_nobody_reads_its_output_any_more() -> None:
         process.wait()
 
 
-def test_a_stage_without_torch_never_asks_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(worker.ADDRESS, str(tmp_path / "nobody-listens"))
-    (tmp_path / "nobody-listens").touch()
+def test_a_stage_without_torch_does_not_wait_for_a_worker_that_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = str(tmp_path / "worker")
+    worker.starting(address).touch()
+    monkeypatch.setenv(worker.ADDRESS, address)
+    begun = time.monotonic()
     assert verify(tmp_path, graded(tmp_path))["rewards"].metadata["stage"] == "verification"
+    assert time.monotonic() - begun < 20.0  # for torch it would wait a minute
+
+
+def test_a_stage_does_without_a_worker_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = tmp_path / "w"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(address))  # what a killed worker leaves: a socket that nobody listens to
+    monkeypatch.setenv(worker.ADDRESS, str(address))
+    outputs = verify(tmp_path, graded(tmp_path))
+    assert read_table(Path(outputs["rewards"].path), REWARDS)["correct"].to_pylist() == [True]

@@ -170,6 +170,16 @@ def test_a_client_that_dies_takes_its_child_with_it(
     assert set(worker.submit(address, job(tmp_path, examples))) == {"policy", "metrics"}
 
 
+def test_a_job_that_breaks_off_leaves_no_child(serving: subprocess.Popen[bytes], address: str) -> None:
+    assert wait_until(lambda: not children(serving.pid), 5.0)
+    for sent in (b"", b'{"stage": "base_mo'):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(address)
+            if sent:
+                socket.send_fds(connection, [sent], [1, 2])
+        assert wait_until(lambda: not children(serving.pid), 5.0)
+
+
 def test_a_child_that_is_killed_fails_its_job_alone(
     serving: subprocess.Popen[bytes], address: str, examples: Path, tmp_path: Path
 ) -> None:

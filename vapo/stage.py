@@ -91,13 +91,20 @@ def run(
         {name: artifact.path for name, artifact in outputs.items()},
         time.time(),
     )
-    address = os.environ.get(worker.ADDRESS)
-    if address and worker.ready(address, patience=60.0 if STAGES[stage].torch else 0.0):
-        result = worker.submit(address, asdict(job))
-    else:
-        result = execute(asdict(job))
+    result = _by_worker(job) or execute(asdict(job))
     for name, artifact in outputs.items():
         artifact.metadata.update(result[name])
+
+
+def _by_worker(job: Job) -> dict[str, dict[str, Any]] | None:
+    """The metadata of every output, or None when there is no warm worker to do the job."""
+    address = os.environ.get(worker.ADDRESS)
+    if not address or not worker.ready(address, patience=60.0 if STAGES[job.stage].torch else 0.0):
+        return None
+    try:
+        return worker.submit(address, asdict(job))
+    except ConnectionRefusedError:  # it was killed: the stage can do without
+        return None
 
 
 def execute(data: dict[str, Any]) -> dict[str, dict[str, Any]]:

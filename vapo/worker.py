@@ -102,7 +102,10 @@ def _child(connection: socket.socket) -> None:
         for source, target in zip(descriptors, (1, 2), strict=True):
             os.dup2(source, target)
         while not message.endswith(b"\n"):
-            message += connection.recv(1 << 16)
+            part = connection.recv(1 << 16)
+            if not part:  # who asked is gone before the job was all here
+                os._exit(1)
+            message += part
         threading.Thread(target=_leave_with, args=(connection,), daemon=True).start()
         from vapo.stage import execute
 
