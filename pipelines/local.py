@@ -58,8 +58,8 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
     with locked(folder), tempfile.TemporaryDirectory(prefix="vapo-") as scratch:
         write_text(folder / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
         (folder / "report.html").unlink(missing_ok=True)
-        # Spinning OpenMP threads make a stage five times slower when anything else wants a core (docs/log.md).
-        environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE", ATTENDED: "1"}
+        # OpenMP threads that spin long make a stage five times slower when anything else wants a core (docs/log.md).
+        environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1", "GOMP_SPINCOUNT": "2000", ATTENDED: "1"}
         if recipe.runtime.threads:
             environment["OMP_NUM_THREADS"] = str(recipe.runtime.threads)
         with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):
