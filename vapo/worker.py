@@ -63,8 +63,8 @@ def main(address: str, parent: int) -> None:
         starting(address).unlink(missing_ok=True)
 
 
-def serve(address: str, parent: int) -> None:
-    """Accept jobs on a Unix socket until the parent process is gone: it may be so before the imports are done."""
+def preload() -> None:
+    """Import all that stages need."""
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
     from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
