@@ -73,6 +73,11 @@ def preload() -> None:
 
     for stage in STAGES.values():
         importlib.import_module(stage.module)
+
+
+def serve(address: str, parent: int) -> None:
+    """Accept jobs on a Unix socket until the parent process is gone: it may be so before the imports are done."""
+    preload()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the system
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         beside = f"{address}.new"
