@@ -25,17 +25,13 @@ from pipelines.tensorboard import EventFile, write_events
 from pipelines.watching import Task, Watch, iterations_table, overhead_table
 from pipelines.workdir import Workdir, locked
 from vapo import worker
-from vapo.errors import UserError, as_user_error
+from vapo.errors import StageFailed, UserError, as_user_error
 from vapo.progress import ATTENDED, parse
 from vapo.recipe import Recipe
 from vapo.schemas import HISTORY
 from vapo.tables import read_table, write_text
 
 COLOURS = re.compile(r"\x1b\[\d*m")  # kfp.local writes them whatever the output is
-
-
-class StageFailed(RuntimeError):
-    """A stage failed for a reason that is not the user's; the message says which and where its traceback is."""
 
 
 @dataclass(frozen=True)

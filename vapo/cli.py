@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vapo import __version__
-from vapo.errors import UserError, as_user_error
+from vapo.errors import StageFailed, UserError, as_user_error
 
 app = typer.Typer(
     help="VAPO: value-based reinforcement learning for long chains of thought, as a Kubeflow pipeline.",
@@ -123,7 +123,7 @@ def main() -> None:
             if not error.format_message():  # no command was given: the help is on the screen already
                 sys.exit(2)
             _leave(f"error: {error.format_message()}", 2)
-        if type(error).__name__ == "StageFailed":
+        if isinstance(error, StageFailed):
             _leave(f"error: {error}", 1)
         raise
     if status == 130:  # typer makes it of Ctrl-C, and returns it

@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong."""
+"""The exceptions with a meaning at the command line: the user's input is wrong (2), a stage failed (1)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ DISK_FULL = "No space left on device"
 
 class UserError(ValueError):
     """Something the user can cure: one line with the value, where it stands and the cure (exit code 2)."""
+
+
+class StageFailed(RuntimeError):
+    """A stage failed for a reason that is not the user's; the message says which and where its traceback is."""
 
 
 def as_user_error(error: BaseException) -> UserError | None:

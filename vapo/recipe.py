@@ -14,9 +14,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vapo import __version__
 from vapo.errors import UserError
 
 RECIPES = Path(__file__).resolve().parent.parent / "pipelines" / "recipes"
+ARCHITECTURES = ("qwen2", "llama")  # model_type of the checkpoints that the CPU engine and the training stages read
 
 
 class Section(BaseModel):
@@ -52,7 +54,6 @@ class BaseModelSection(Section):
     """The first policy: a local Hugging Face folder, or a small model trained here on worked examples."""
 
     path: str = Field("", description="folder of a Qwen2 or Llama checkpoint with its tokenizer; empty: train one")
-    architecture: Literal["qwen2", "llama"] = "qwen2"
     hidden_size: int = Field(64, gt=0)
     layers: int = Field(2, gt=0)
     heads: int = Field(2, gt=0)
@@ -180,7 +181,7 @@ class Report(Section):
 class Runtime(Section):
     """Where the pipeline runs."""
 
-    image: str = Field("vapo:0.1.0", min_length=1, description="the image of every stage on a cluster")
+    image: str = Field(f"vapo:{__version__}", min_length=1, description="the image of every stage on a cluster")
     threads: int = Field(0, ge=0, description="CPU threads of a stage; 0: all there are")
 
 

@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vapo.errors import UserError
-
-ARCHITECTURES = ("qwen2", "llama")
+from vapo.recipe import ARCHITECTURES
 
 
 @dataclass

@@ -89,10 +89,10 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _build(section: recipe.BaseModelSection, vocabulary: int, eos: int, pad: int) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """A random Llama. Not a Qwen2: transformers gives every Qwen2 its own tokenizer class, whatever the folder says."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = AutoConfig.for_model(
-        section.architecture,
+    config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=section.hidden_size,
         num_hidden_layers=section.layers,
@@ -106,7 +106,7 @@ def _build(section: recipe.BaseModelSection, vocabulary: int, eos: int, pad: int
         eos_token_id=eos,
         pad_token_id=pad,
     )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return LlamaForCausalLM(config).float().eval()
 
 
 def _train(
@@ -187,8 +187,8 @@ def _from_folder(folder: Path, policy: Path, store: str) -> dict[str, float]:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{where}: config.json is not a JSON object ({error}): save the model again") from None
-    if kind not in ("qwen2", "llama"):
-        raise UserError(f"{where}: model_type {kind!r}: Qwen2 and Llama architectures are supported")
+    if kind not in recipe.ARCHITECTURES:
+        raise UserError(f"{where}: model_type {kind!r}: give a checkpoint of {' or '.join(recipe.ARCHITECTURES)}")
     with tempfile.TemporaryDirectory() as scratch:
         for path in [*folder.glob("*.json"), *weights]:
             shutil.copyfile(path, Path(scratch) / path.name)
