@@ -10,14 +10,13 @@ from components.history.component import history as record
 from components.problems.component import problems
 from components.report.component import report
 from pipelines.evaluation import evaluate
-from pipelines.iteration import iterate
+from pipelines.iteration import iterate, iterate_without_critic
 from pipelines.value_pretraining import pretrain_critic
 from vapo.recipe import Recipe, Section
 
 
 class Outputs(NamedTuple):
     policy: dsl.Model
-    critic: dsl.Model
     history: dsl.Dataset
     page: dsl.HTML
 
@@ -29,7 +28,10 @@ def evaluated_iterations(recipe: Recipe) -> list[int]:
 
 
 def training_pipeline(recipe: Recipe) -> BaseComponent:
-    """The pipeline of a recipe. Only iterations and evaluation.every shape the graph; sections are its parameters."""
+    """The pipeline of a recipe; its sections are the pipeline's parameters.
+
+    Only iterations, evaluation.every, and whether there is a critic (advantages.estimator) shape the graph.
+    """
     evaluated = evaluated_iterations(recipe)
 
     @dsl.pipeline(name=f"vapo-{recipe.name}", description="VAPO: value-based augmented PPO, arXiv 2504.05118")
@@ -71,23 +73,27 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
             return task.set_display_name(f"evaluation-{iteration:03d}")
 
         measured = evaluation_after(0)
-        pretrained = pretrain_critic(
-            policy=policy,
-            prompts=train_prompts,
-            history=measured.outputs["history"],
-            rollout_section=pretraining_rollout_section,
-            verification_section=verification_section,
-            value_pretraining_section=value_pretraining_section,
-            seed=seed,
-            store=store,
-        )
-        pretrained.set_display_name("value-pretraining")
-        critic, history = pretrained.outputs["critic"], pretrained.outputs["history"]
+        history, critic, pretraining = measured.outputs["history"], {}, {}
+        if recipe.has_critic:
+            pretrained = pretrain_critic(
+                policy=policy,
+                prompts=train_prompts,
+                history=history,
+                rollout_section=pretraining_rollout_section,
+                verification_section=verification_section,
+                value_pretraining_section=value_pretraining_section,
+                seed=seed,
+                store=store,
+            )
+            pretrained.set_display_name("value-pretraining")
+            history, critic = pretrained.outputs["history"], {"critic": pretrained.outputs["critic"]}
+            pretraining = {"pretraining": pretrained.outputs["pretraining"]}
         first = last = None
         for number in range(1, recipe.iterations + 1):
-            last = iterate(
+            last = (iterate if recipe.has_critic else iterate_without_critic)(
+                **critic,
                 policy=policy,
-                critic=critic,
+                reference=base.outputs["policy"],
                 prompts=train_prompts,
                 history=history,
                 rollout_section=rollout_section,
@@ -100,7 +106,8 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
             )
             last.set_display_name(f"iteration-{number:03d}")
             first = first or last
-            policy, critic, history = (last.outputs[name] for name in ("policy", "critic", "history"))
+            policy, history = last.outputs["policy"], last.outputs["history"]
+            critic = {name: last.outputs[name] for name in critic}
             if number in evaluated:
                 measured = evaluation_after(number)
                 history = measured.outputs["history"]
@@ -119,8 +126,9 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
             last_rewards=last.outputs["rewards"],
             last_experience=last.outputs["experience"],
             evaluation=measured.outputs["evaluation"],
+            **pretraining,
         )
-        return Outputs(policy=policy, critic=critic, history=history, page=written.outputs["page"])
+        return Outputs(policy=policy, history=history, page=written.outputs["page"])
 
     return training
 

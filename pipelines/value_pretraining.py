@@ -12,6 +12,7 @@ from components.verification.component import verification
 
 class Outputs(NamedTuple):
     critic: dsl.Model
+    pretraining: dsl.Dataset
     history: dsl.Dataset
 
 
@@ -52,4 +53,8 @@ def pretrain_critic(
         verification=graded.outputs["metrics"],
         value_pretraining=pretrained.outputs["metrics"],
     )
-    return Outputs(critic=pretrained.outputs["critic"], history=recorded.outputs["new_history"])
+    return Outputs(
+        critic=pretrained.outputs["critic"],
+        pretraining=pretrained.outputs["pretraining"],
+        history=recorded.outputs["new_history"],
+    )

@@ -103,6 +103,13 @@ def test_no_command_shows_the_help() -> None:
         pytest.param(["run", "tiny", "--workdir", "notes.txt"], ["notes.txt"], id="workdir is a file"),
         pytest.param(["compile", "tiny", "-o", "."], ["'.'"], id="output is a folder"),
         pytest.param(["run", "broken.toml"], ["broken.toml", "not valid TOML"], id="recipe is not TOML"),
+        pytest.param(["run", "child.toml"], ["child.toml", "extends = 'nosuch'", *available_recipes()], id="no parent"),
+        pytest.param(["compile", "loop.toml"], ["loop.toml", "extends itself"], id="its own parent"),
+        pytest.param(
+            ["compile", "tiny", "--set", "advantages.estimator=group_normalised"],
+            ["'group_normalised'", "value_pretraining.max_steps is 4", "set it to 0"],
+            id="a critic for nothing",
+        ),
         pytest.param(["run", "typo.toml"], ["typo.toml", "'roll_out'", "'rollout'"], id="misspelt key in a file"),
     ],
 )
@@ -110,6 +117,8 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], parts: list
     (tmp_path / "notes.txt").write_text("not a folder\n")
     (tmp_path / "broken.toml").write_text("iterations = = 3\n")
     (tmp_path / "typo.toml").write_text("[roll_out]\nprompts = 3\n")
+    (tmp_path / "child.toml").write_text('extends = "nosuch"\n')
+    (tmp_path / "loop.toml").write_text('extends = "loop.toml"\n')
     assert_refused(vapo(*arguments, cwd=tmp_path), *parts)
 
 
@@ -182,6 +191,14 @@ def test_compile_names_its_file_after_the_recipe(tmp_path: Path) -> None:
     done = vapo("compile", "mine.toml", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in tmp_path.glob("*.yaml")] == ["mine.yaml"]
+
+
+def test_compile_without_critic(tmp_path: Path) -> None:
+    done = vapo("compile", "grpo", "--set", "iterations=1", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("grpo.yaml: ")
+    assert "1 ppo_update" in done.stdout
+    assert "value_pretraining" not in done.stdout
 
 
 # A full disk

@@ -37,7 +37,13 @@ def experience(lengths: list[int] = LENGTHS) -> dict[str, Any]:
         for name in ("values", "advantages", "value_targets")
     }
     ids = [f"1/p/{i}" for i in range(len(lengths))]
-    return {"rollout_id": ids, "lambda_policy": np.linspace(0, 1, len(lengths), dtype=np.float32), **columns}
+    trained = [i % 2 == 0 for i in range(len(lengths))]
+    return {
+        "rollout_id": ids,
+        "trained": trained,
+        "lambda_policy": np.linspace(0, 1, len(lengths), dtype=np.float32),
+        **columns,
+    }
 
 
 def rewards(ids: list[str]) -> dict[str, Any]:
@@ -267,7 +273,7 @@ KINDS = dict(zip(EXPERIENCE.names, EXPERIENCE.types, strict=True))
 @pytest.mark.parametrize(
     ("kinds", "version", "said"),
     [
-        (KINDS, b"0", ["expected format 1, found 0"]),
+        (KINDS, b"0", [f"expected format {FORMAT.decode()}, found 0"]),
         ({k: v for k, v in KINDS.items() if k != "values"}, FORMAT, ["expected column values (list<", "found none"]),
         (KINDS | {"lambda_policy": pa.float64()}, FORMAT, ["column lambda_policy: expected float, found double"]),
         (KINDS | {"lambdas": pa.float64()}, FORMAT, ["expected no further columns, found ['lambdas']"]),

@@ -7,6 +7,7 @@ Every default stands on its field and is the published VAPO setting where a pape
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +33,7 @@ class Problems(Section):
 
     source: Literal["chain", "file"] = "chain"
     path: str = Field("", description="the JSONL file, for source = 'file'")
+    heldout_path: str = Field("", description="a JSONL file of held-out problems; empty: a share of `path` is held out")
     train: int = Field(8192, gt=0, description="prompts to train on; the chain generator makes as many as asked")
     heldout: int = Field(256, gt=0, description="prompts for evaluation, disjoint from the training prompts")
     heldout_share: float = Field(0.1, gt=0, lt=1, description="share of a file's prompts held out, by hash")
@@ -43,6 +45,8 @@ class Problems(Section):
     def _check(self) -> Self:
         if self.source == "file" and not self.path:
             raise ValueError("problems.source is 'file' but problems.path is empty: give the path of a JSONL file")
+        if self.heldout_path and self.source != "file":
+            raise ValueError(f"problems.heldout_path {self.heldout_path!r} is for source 'file': set problems.source")
         if self.source == "file" and self.examples:
             raise ValueError("problems.examples is for source 'chain': a file brings no worked examples; set it to 0")
         if self.min_steps > self.max_steps:
@@ -96,9 +100,18 @@ class Verification(Section):
     grader: Literal["answer_line"] = "answer_line"
     reward_correct: float = 1.0
     reward_wrong: float = -1.0
+    overlong_tokens: int = Field(
+        0, ge=0, description="soft overlong punishment (DAPO 3.4), L_max: from here on -1 is added; 0: off"
+    )
+    overlong_cache: int = Field(4096, gt=0, description="L_cache: the tokens before L_max over which it grows")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.overlong_tokens and self.overlong_cache >= self.overlong_tokens:
+            raise ValueError(
+                f"verification.overlong_cache {self.overlong_cache} must be below overlong_tokens "
+                f"{self.overlong_tokens}: it is the stretch before it"
+            )
         if self.reward_correct <= self.reward_wrong:
             raise ValueError(
                 f"verification.reward_correct {self.reward_correct} must be above reward_wrong {self.reward_wrong}"
@@ -117,7 +130,11 @@ class ValuePretraining(Section):
     reward_model_steps: int = Field(50, ge=0)
     prompts: int = Field(512, gt=1)
     samples: int = Field(16, gt=0)
-    steps: int = Field(50, gt=0, description="the paper's figure")
+    min_steps: int = Field(50, ge=0, description="the paper's figure")
+    max_steps: int = Field(150, ge=0, description="VC-PPO overfits after 150; 0: off, the critic is what `init` makes")
+    patience: int = Field(4, gt=0, description="measurements without progress on held-out prompts that end it")
+    tolerance: float = Field(0.01, ge=0, lt=1, description="progress is a held-out value loss lower by this share")
+    must_beat_mean: bool = Field(True, description="fail if it never predicts better than the mean")
     mini_batch: int = Field(512, gt=0, description="responses per optimiser step")
     heldout_share: float = Field(0.2, gt=0, lt=1, description="share of prompts that only measures")
     measure_every: int = Field(5, gt=0)
@@ -127,14 +144,31 @@ class ValuePretraining(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     token_budget: int = Field(16384, gt=0, description="padded positions per micro-batch")
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if 0 < self.max_steps < self.min_steps:
+            raise ValueError(
+                f"value_pretraining.min_steps {self.min_steps} is above max_steps {self.max_steps}: lower it"
+            )
+        return self
+
 
 class Advantages(Section):
-    """Decoupled, length-adaptive GAE (sections 4.1.2 and 4.2.1); gamma is 1."""
+    """Decoupled, length-adaptive GAE (sections 4.1.2, 4.2.1), gamma is 1; or a group's rewards instead of a critic."""
 
+    estimator: Literal["gae", "group_normalised", "group_centred"] = Field(
+        "gae", description="the groups' ones have no critic: (R - mean) / std (GRPO) and R - mean (Dr.GRPO)"
+    )
     lambda_critic: float = Field(1.0, ge=0, le=1)
     lambda_policy: float | Literal["length_adaptive"] = "length_adaptive"
     alpha: float = Field(0.05, gt=0, description="lambda_policy = 1 - 1/(alpha * length)")
-    whiten: bool = False
+    whiten: bool = Field(False, description="the policy's advantages to mean 0, std 1 over the tokens trained on")
+    keep_groups: int = Field(
+        0,
+        ge=0,
+        description="dynamic sampling (DAPO 3.2): train on the first so many prompts that have both correct and wrong "
+        "responses, so set rollout.prompts higher; 0: off, train on all",
+    )
     token_budget: int = Field(32768, gt=0)
 
     @model_validator(mode="after")
@@ -153,13 +187,28 @@ class PpoUpdate(Section):
     clip_high: float = Field(0.28, gt=0)
     loss_aggregation: Literal["token", "sample"] = "token"
     positive_lm_coef: float = Field(0.1, ge=0, description="mu; 0 switches the term off")
-    value_clip: float | None = Field(None, gt=0, description="clip range of the values; None: no clipping")
+    dual_clip: float = Field(0, ge=0, description="bound of the loss where the advantage is negative, say 3; 0: off")
+    importance_cap: float = Field(
+        0, ge=0, description="truncated importance weights against rollout_logprobs, cap, say 2; 0: off"
+    )
+    kl_coef: float = Field(0, ge=0, description="KL term to the base model; 0: off, as in the paper")
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    entropy_coef: float = Field(0, ge=0, description="entropy bonus; 0: off, as in the paper")
+    value_clip: float = Field(0, ge=0, description="how far values may go from those at rollout time; 0: no limit")
     actor_lr: float = Field(1e-6, gt=0)
     critic_lr: float = Field(2e-6, gt=0)
     warmup_steps: int = Field(10, ge=0)
     weight_decay: float = Field(0.1, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     token_budget: int = Field(16384, gt=0, description="padded positions per micro-batch")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if 0 < self.dual_clip <= 1:
+            raise ValueError(f"ppo_update.dual_clip {self.dual_clip} must be above 1 (say 3), or 0: off")
+        if 0 < self.importance_cap < 1:
+            raise ValueError(f"ppo_update.importance_cap {self.importance_cap} must be at least 1 (say 2), or 0: off")
+        return self
 
 
 class Evaluation(Section):
@@ -210,11 +259,17 @@ class Recipe(Section):
                 "1.0 and 1.0, otherwise the ratio's denominator is not the sampling distribution; "
                 "set evaluation.temperature for evaluation"
             )
-        responses = self.rollout.prompts * self.rollout.samples
+        self._check_groups()
+        responses = (self.advantages.keep_groups or self.rollout.prompts) * self.rollout.samples
         if self.ppo_update.mini_batch > responses:
             raise ValueError(
                 f"ppo_update.mini_batch {self.ppo_update.mini_batch} is above the {responses} responses of an "
-                "iteration (rollout.prompts x rollout.samples): lower it"
+                "iteration (rollout.prompts, or advantages.keep_groups, x rollout.samples): lower it"
+            )
+        if self.verification.overlong_tokens > self.rollout.max_new_tokens:
+            raise ValueError(
+                f"verification.overlong_tokens {self.verification.overlong_tokens} is above rollout.max_new_tokens "
+                f"{self.rollout.max_new_tokens}: no response gets there; lower it"
             )
         if self.problems.source == "chain" and not self.base_model.path and not self.problems.examples:
             raise ValueError(
@@ -226,6 +281,34 @@ class Recipe(Section):
         if self.rollout.prompts > self.problems.train:
             raise ValueError(f"rollout.prompts {self.rollout.prompts} is above problems.train {self.problems.train}")
         return self
+
+    def _check_groups(self) -> None:
+        a, samples = self.advantages, self.rollout.samples
+        if not self.has_critic and self.value_pretraining.max_steps:
+            raise ValueError(
+                f"advantages.estimator {a.estimator!r} has no critic, but value_pretraining.max_steps is "
+                f"{self.value_pretraining.max_steps}: set it to 0, or estimator to 'gae'"
+            )
+        if not self.has_critic and samples == 1:
+            raise ValueError(
+                f"advantages.estimator {a.estimator!r} compares the responses to a prompt, but rollout.samples is 1: "
+                "sample at least 2 (the papers 16), or set estimator to 'gae'"
+            )
+        if a.keep_groups and samples == 1:
+            raise ValueError(
+                f"advantages.keep_groups {a.keep_groups} looks for prompts with correct and wrong responses, but "
+                "rollout.samples is 1: sample at least 2, or set keep_groups to 0"
+            )
+        if a.keep_groups > self.rollout.prompts:
+            raise ValueError(
+                f"advantages.keep_groups {a.keep_groups} is above rollout.prompts {self.rollout.prompts}: sample more "
+                "prompts than you keep"
+            )
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether advantages come from a critic; it shapes the pipeline."""
+        return self.advantages.estimator == "gae"
 
     def rollout_for_evaluation(self) -> Rollout:
         """The rollout section of the evaluation pipeline: all held-out prompts, its own sampling."""
@@ -274,14 +357,45 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
         UserError: the file is not TOML, a key is unknown, a value does not fit, or settings contradict.
     """
     path = find_recipe(name_or_path)
+    data = _read(path, ())
+    data.setdefault("name", re.sub("[^a-z0-9]+", "-", path.stem.lower()).strip("-"))
+    for text in overrides:
+        _override(data, text)
+    return parse_recipe(data, f"recipe {path.name}")
+
+
+def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe file's settings on top of those of the recipe that it extends; a name is not inherited."""
+    if path.resolve() in extended_by:
+        raise UserError(f"recipe {path} extends itself: by way of {', '.join(p.name for p in extended_by)}")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} is not valid TOML: {error}") from None
-    data.setdefault("name", path.stem)
-    for text in overrides:
-        _override(data, text)
-    return parse_recipe(data, f"recipe {path.name}")
+    extended = data.pop("extends", None)
+    if extended is None:
+        return data
+    if not isinstance(extended, str):
+        raise UserError(f"recipe {path}: extends = {extended!r}: give a recipe's name or a .toml file beside this one")
+    settings = _read(_parent(path, extended), (*extended_by, path.resolve()))
+    settings.pop("name", None)
+    for key, value in data.items():
+        inherited = settings.get(key)
+        settings[key] = {**inherited, **value} if isinstance(inherited, dict) and isinstance(value, dict) else value
+    return settings
+
+
+def _parent(path: Path, extended: str) -> Path:
+    """The recipe that `path` extends: a .toml file beside it, else one that comes with vapo."""
+    beside = path.parent / extended
+    if beside.suffix == ".toml" and beside.is_file():
+        return beside
+    if extended in available_recipes():
+        return find_recipe(extended)
+    raise UserError(
+        f"recipe {path}: extends = {extended!r}: there is no such .toml file beside it, and the recipes that come "
+        f"with vapo are {available_recipes()}"
+    )
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:

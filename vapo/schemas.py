@@ -10,7 +10,7 @@ import pyarrow as pa
 
 NAME = b"vapo.table"
 VERSION = b"vapo.table_version"
-FORMAT = b"1"
+FORMAT = b"2"
 
 
 def _table(name: str, *columns: tuple[str, pa.DataType]) -> pa.Schema:
@@ -58,10 +58,18 @@ REWARDS = _table(
 EXPERIENCE = _table(
     "EXPERIENCE",
     ("rollout_id", pa.string()),  # advantages -> ppo_update
-    ("lambda_policy", pa.float32()),  # advantages -> report
-    ("values", FLOATS),  # advantages -> ppo_update's value clip, report; V before each token is emitted
-    ("advantages", FLOATS),  # advantages -> ppo_update; from lambda_policy
+    ("trained", pa.bool_()),  # advantages -> ppo_update; False: left out by dynamic sampling
+    ("lambda_policy", pa.float32()),  # advantages -> report; 1 where advantages are group-normalised
+    ("values", FLOATS),  # advantages -> ppo_update's value clip, report; V before each token, or the group's mean
+    ("advantages", FLOATS),  # advantages -> ppo_update; from lambda_policy, or group-normalised
     ("value_targets", FLOATS),  # advantages -> ppo_update; from lambda_critic
+)
+PRETRAINING = _table(
+    "PRETRAINING",
+    ("step", pa.int32()),  # value_pretraining -> report; optimiser steps done when it was measured
+    ("rows", pa.string()),  # value_pretraining -> report; "mini-batch" (before its step) or "held-out"
+    ("value_loss", pa.float32()),  # value_pretraining -> report; 0.5 MSE per token
+    ("explained_variance", pa.float32()),  # value_pretraining -> report; NaN: undefined, all rewards are equal
 )
 EVALUATION = _table(
     "EVALUATION",
@@ -81,7 +89,7 @@ HISTORY = _table(
 )
 TABLES = {
     schema.metadata[NAME].decode(): schema
-    for schema in (PROMPTS, EXAMPLES, ROLLOUTS, REWARDS, EXPERIENCE, EVALUATION, HISTORY)
+    for schema in (PROMPTS, EXAMPLES, ROLLOUTS, REWARDS, EXPERIENCE, PRETRAINING, EVALUATION, HISTORY)
 }
 
 

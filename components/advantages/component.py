@@ -1,4 +1,4 @@
-"""Values, advantages and value targets of every token."""
+"""Values, advantages and value targets of every token; without a critic, group-normalised advantages."""
 
 from kfp import dsl
 
@@ -11,9 +11,9 @@ def advantages(
     iteration: int,
     rollouts: dsl.Input[dsl.Dataset],
     rewards: dsl.Input[dsl.Dataset],
-    critic: dsl.Input[dsl.Model],
     experience: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    critic: dsl.Input[dsl.Model] | None = None,
 ) -> None:
     """Make the EXPERIENCE table."""
     from vapo.stage import run

@@ -20,6 +20,7 @@ def report(
     last_experience: dsl.Input[dsl.Dataset],
     evaluation: dsl.Input[dsl.Dataset],
     page: dsl.Output[dsl.HTML],
+    pretraining: dsl.Input[dsl.Dataset] | None = None,
 ) -> None:
     """Make the self-contained HTML page."""
     from vapo.stage import run
@@ -39,6 +40,7 @@ def report(
             "last_rewards": last_rewards,
             "last_experience": last_experience,
             "evaluation": evaluation,
+            "pretraining": pretraining,
         },
         outputs={"page": page},
     )

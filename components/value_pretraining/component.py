@@ -14,9 +14,10 @@ def value_pretraining(
     rewards: dsl.Input[dsl.Dataset],
     policy: dsl.Input[dsl.Model],
     critic: dsl.Output[dsl.Model],
+    pretraining: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Make the first critic checkpoint."""
+    """Make the first critic checkpoint and the PRETRAINING table."""
     from vapo.stage import run
 
     run(
@@ -24,5 +25,5 @@ def value_pretraining(
         section=section,
         parameters={"seed": seed, "store": store},
         inputs={"rollouts": rollouts, "rewards": rewards, "policy": policy},
-        outputs={"critic": critic, "metrics": metrics},
+        outputs={"critic": critic, "pretraining": pretraining, "metrics": metrics},
     )

@@ -1,4 +1,7 @@
-"""Every component is the interface of one stage function, and nothing more."""
+"""Every component is the interface of one stage function, and nothing more.
+
+A name here is a stage's, or stage/variant for another component of that stage (ppo_update/without_critic).
+"""
 
 import ast
 import importlib
@@ -19,13 +22,25 @@ from vapo.recipe import Problems
 from vapo.stage import METRICS, STAGES
 
 FOLDERS = sorted(path.parent for path in (ROOT / "components").glob("*/component.py"))
-NAMES = [folder.name for folder in FOLDERS]
+PLAIN = [folder.name for folder in FOLDERS]
+FILES = sorted((ROOT / "components").glob("*/*.py"))
+VARIANTS = [f"{path.parent.name}/{path.stem}" for path in FILES if path.stem not in ("component", "__init__")]
+NAMES = PLAIN + VARIANTS
 PYTHON = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 OPEN = {"history", "report"}  # stages whose function takes **kwargs
 
 
+def stage_of(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def file_of(name: str) -> Path:
+    return ROOT / "components" / stage_of(name) / f"{name.partition('/')[2] or 'component'}.py"
+
+
 def component(name: str) -> Any:
-    return getattr(importlib.import_module(f"components.{name}.component"), name)
+    module = importlib.import_module(f"components.{stage_of(name)}.{file_of(name).stem}")
+    return getattr(module, stage_of(name))
 
 
 def spec(name: str) -> Any:
@@ -34,7 +49,7 @@ def spec(name: str) -> Any:
 
 def stage_function(name: str) -> Any:
     pytest.importorskip("torch")
-    stage = STAGES[name]
+    stage = STAGES[stage_of(name)]
     return getattr(importlib.import_module(stage.module), stage.function)
 
 
@@ -48,8 +63,16 @@ def artifacts_of(name: str) -> dict[str, Any]:
     return {key: value for key, value in (spec(name).inputs or {}).items() if "@" in value.type}
 
 
+def optional_of(stage: str) -> set[str]:
+    """Artifacts that a stage can do without: an optional input, or one that a variant of its component leaves out."""
+    variants = [name for name in NAMES if stage_of(name) == stage]
+    all_of = [set(artifacts_of(name)) | set(spec(name).outputs) for name in variants]
+    optional = {key for name in variants for key, value in artifacts_of(name).items() if value.optional}
+    return optional | (set.union(*all_of) - set.intersection(*all_of))
+
+
 def tree(name: str) -> ast.Module:
-    return ast.parse((ROOT / "components" / name / "component.py").read_text())
+    return ast.parse(file_of(name).read_text())
 
 
 def call_in_body(name: str) -> dict[str, Any]:
@@ -74,14 +97,46 @@ def call_in_body(name: str) -> dict[str, Any]:
 
 
 def test_every_stage_has_a_component_and_the_reverse() -> None:
-    assert set(NAMES) == set(STAGES)
+    assert set(PLAIN) == set(STAGES)
+    assert VARIANTS == ["ppo_update/without_critic"]
+
+
+def test_what_a_stage_can_do_without() -> None:
+    found = {name: optional_of(name) for name in PLAIN if name != "history"}
+    assert {name: optional for name, optional in found.items() if optional} == {
+        "advantages": {"critic"},
+        "ppo_update": {"critic", "new_critic"},
+        "report": {"pretraining"},
+    }
+
+
+def test_the_update_without_critic_is_the_update_minus_the_critic() -> None:
+    """In kfp an optional input is possible, an optional output is not: hence a second component of one stage."""
+    update, without = spec("ppo_update"), spec("ppo_update/without_critic")
+    assert without.name == update.name
+    assert without.inputs == {key: value for key, value in update.inputs.items() if key != "critic"}
+    assert without.outputs == {key: value for key, value in update.outputs.items() if key != "new_critic"}
+    assert (set(update.inputs) - set(without.inputs), set(update.outputs) - set(without.outputs)) == (
+        {"critic"},
+        {"new_critic"},
+    )
+    signatures = [
+        inspect.signature(component(name).python_func) for name in ("ppo_update", "ppo_update/without_critic")
+    ]
+    parameters = [[str(p) for p in signature.parameters.values()] for signature in signatures]
+    assert parameters[1] == [text for text in parameters[0] if text.split(":")[0] not in ("critic", "new_critic")]
+
+
+def test_value_pretraining_writes_its_measures_for_the_report() -> None:
+    made, shown = spec("value_pretraining").outputs["pretraining"], artifacts_of("report")["pretraining"]
+    assert made.type == shown.type == "system.Dataset@0.0.1"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_component_is_named_after_its_folder(name: str) -> None:
-    assert component(name).name == name.replace("_", "-")
-    assert component(name).python_func.__name__ == name
-    assert call_in_body(name)["stage"] == name
+    assert component(name).name == stage_of(name).replace("_", "-")
+    assert component(name).python_func.__name__ == stage_of(name)
+    assert call_in_body(name)["stage"] == stage_of(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,8 +158,9 @@ def test_stage_function_takes_what_the_component_passes(name: str) -> None:
     signature, hints = inspect.signature(function), typing.get_type_hints(function)
     section, *rest = signature.parameters.values()
     assert section.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    assert hints[section.name] is getattr(recipe, STAGES[name].section)
-    paths = call["inputs"] | (call["outputs"] - {METRICS})
+    assert hints[section.name] is getattr(recipe, STAGES[stage_of(name)].section)
+    left_out = optional_of(stage_of(name)) - call["inputs"] - call["outputs"]
+    paths = call["inputs"] | (call["outputs"] - {METRICS}) | left_out
     wanted: dict[str, Any] = dict.fromkeys(paths, Path)
     wanted |= {key: kind for key, kind in parameters_of(name).items() if key in call["parameters"]}
     named = {p.name: p for p in rest if p.kind is inspect.Parameter.KEYWORD_ONLY}
@@ -118,7 +174,7 @@ def test_stage_function_takes_what_the_component_passes(name: str) -> None:
     else:
         assert set(named) == set(wanted)
     for key, parameter in named.items():
-        optional = key in artifacts_of(name) and artifacts_of(name)[key].optional
+        optional = key in optional_of(stage_of(name))
         assert hints[key] == ((wanted[key] | None) if optional else wanted[key]), key
         assert (parameter.default is None) == optional, key
     assert hints["return"] in (dict[str, float], dict[str, float | None])
@@ -129,8 +185,11 @@ def test_the_page_asks_for_what_the_report_component_passes() -> None:
     from vapo.report.page import report as page
 
     call = call_in_body("report")
-    asked = {p.name for p in inspect.signature(page).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    assert asked == (call["inputs"] - {"policy"}) | {"tokenizer", "page", "recipe"}
+    asked = {p.name: p for p in inspect.signature(page).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert set(asked) == (call["inputs"] - {"policy"}) | {"tokenizer", "page", "recipe"}
+    assert {name for name, p in asked.items() if p.default is None} == optional_of("report")
+    hints = typing.get_type_hints(page)
+    assert all(hints[name] == Path | None for name in optional_of("report"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,7 +244,7 @@ def test_history_takes_the_metrics_of_every_stage_that_has_them() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_draws_random_numbers_has_the_seed_in_its_cache_key(name: str) -> None:
     drawing = {"problems", "base_model", "rollout", "value_pretraining", "ppo_update"}
-    assert ("seed" in parameters_of(name)) == (name in drawing)
+    assert ("seed" in parameters_of(name)) == (stage_of(name) in drawing)
 
 
 def test_a_task_with_metrics_is_served_from_the_cache(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

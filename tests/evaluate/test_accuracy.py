@@ -27,14 +27,14 @@ def counted(graded: list[list[bool]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(verdicts, st.data())
-def test_pass_at_k_is_the_share_of_choices_with_a_correct_one(graded: list[list[bool]], data: st.DataObject) -> None:
+def test_point_20_pass_at_k_is_the_share_of_choices(graded: list[list[bool]], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(graded[0])))
     expected = np.mean([np.mean([any(chosen) for chosen in combinations(g, k)]) for g in graded])
     assert pass_at_k(*counted(graded), k) == pytest.approx(expected, abs=1e-12)
 
 
 @given(verdicts)
-def test_avg_at_k_is_the_mean_of_means_and_pass_at_1(graded: list[list[bool]]) -> None:
+def test_point_20_avg_at_k_is_the_mean_of_means_and_pass_at_1(graded: list[list[bool]]) -> None:
     samples, correct = counted(graded)
     assert avg_at_k(samples, correct) == pytest.approx(np.mean([np.mean(g) for g in graded]))
     assert pass_at_k(samples, correct, 1) == pytest.approx(avg_at_k(samples, correct))

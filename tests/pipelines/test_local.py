@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
@@ -36,7 +37,7 @@ from tests.running import (
 )
 from vapo import __version__
 from vapo.recipe import Recipe, load_recipe, read_resolved
-from vapo.schemas import HISTORY
+from vapo.schemas import EXPERIENCE, HISTORY, PRETRAINING, REWARDS, ROLLOUTS
 from vapo.stage import STAGES
 from vapo.tables import read_table
 
@@ -53,6 +54,7 @@ TASKS = Counter(
     history=5,
     report=1,
 )
+WITHOUT_CRITIC = ("--set", "advantages.estimator=group_normalised", "--set", "value_pretraining.max_steps=0")
 AFTER_PPO_UPDATE = Counter(ppo_update=1, history=2, rollout=1, verification=1, evaluation=1, report=1)
 FILES = {"recipe.json", "pipeline.yaml", "log.txt", "worker.txt", "report.html", "tensorboard", "lock"}
 
@@ -101,6 +103,16 @@ def test_report_needs_nothing_from_the_network(undisturbed: Undisturbed) -> None
     for element in elements:
         assert not re.search(r"""\b(src|href|data)\s*=\s*["']?\s*(https?:)?//""", element), element
     assert not re.search(r"""@import|url\(\s*["']?(https?:)?//""", page)
+
+
+def test_report_shows_how_the_critic_was_pretrained(undisturbed: Undisturbed) -> None:
+    """All rewards of the tiny run are equal: its explained variance is undefined, and there is no curve of it."""
+    measured = read_table(made_by(undisturbed.workdir, "value_pretraining") / "pretraining", PRETRAINING).to_pylist()
+    assert {row["rows"] for row in measured} == {"mini-batch", "held-out"}
+    assert all(math.isnan(row["explained_variance"]) for row in measured)
+    page = (undisturbed.folder / "report.html").read_text()
+    assert "Value-pretraining: value loss" in page
+    assert "Value-pretraining: explained variance" not in page
 
 
 def test_tensorboard_reads_the_history(undisturbed: Undisturbed) -> None:
@@ -225,7 +237,7 @@ def test_artifacts_are_what_their_names_say(undisturbed: Undisturbed) -> None:
                 continue
             kinds["manifest" if is_manifest(folder / name) else table_name(folder / name)] += 1
     tables = {"PROMPTS": 2, "EXAMPLES": 1, "ROLLOUTS": 4, "REWARDS": 4, "EXPERIENCE": 1, "EVALUATION": 2, "HISTORY": 5}
-    assert kinds == {"manifest": 4, **tables}
+    assert kinds == {"manifest": 4, "PRETRAINING": 1, **tables}
 
 
 # The cache
@@ -284,15 +296,15 @@ def changed(path: Path, content: bytes | None) -> Iterator[None]:
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
-def made_by(undisturbed: Undisturbed, stage: str, purpose: str = "") -> Path:
+def made_by(workdir: Path, stage: str, purpose: str = "") -> Path:
     """The folder of the first task of a stage."""
-    found = records(undisturbed.workdir).items()
+    found = records(workdir).items()
     of_stage = [f for f, r in found if r["stage"] == stage and r["parameters"].get("purpose", "") == purpose]
     return min(of_stage, key=lambda folder: (folder / "record.json").stat().st_mtime_ns)
 
 
 def test_tampered_table_is_refused(undisturbed: Undisturbed) -> None:
-    rollouts = made_by(undisturbed, "rollout", "training") / "rollouts"
+    rollouts = made_by(undisturbed.workdir, "rollout", "training") / "rollouts"
     with changed(rollouts, rollouts.read_bytes() + b"\0"):
         done = vapo("run", *TINY, "--workdir", undisturbed.workdir, "--set", "report.samples=2", "--cold")
     assert_refused(done, "rollouts", str(rollouts), "was changed", "--fresh")
@@ -309,12 +321,93 @@ def test_tampered_table_is_refused(undisturbed: Undisturbed) -> None:
 def test_lost_or_changed_checkpoint_file_is_refused(
     undisturbed: Undisturbed, file: str, content: bytes | None, message: str, setting: str
 ) -> None:
-    manifest = json.loads((made_by(undisturbed, "base_model") / "policy").read_text())
+    manifest = json.loads((made_by(undisturbed.workdir, "base_model") / "policy").read_text())
     digest = next(entry["sha256"] for entry in manifest["files"] if entry["path"] == file)
     stored = undisturbed.workdir / ".vapo" / "store" / "objects" / digest[:2] / digest
     with changed(stored, content):
         done = vapo("run", *TINY, "--workdir", undisturbed.workdir, "--set", setting, "--cold")
     assert_refused(done, "policy checkpoint", file, message, "--fresh")
+
+
+# What the settings rule out only once there are responses: the tiny policy solves nothing
+
+
+def test_dynamic_sampling_that_finds_nothing_says_what_to_do(undisturbed: Undisturbed) -> None:
+    done = vapo(*("run", *TINY, *WITHOUT_CRITIC, "--set", "advantages.keep_groups=4", "--workdir", undisturbed.workdir))
+    cure = ("raise rollout.prompts or rollout.samples", "problems that the policy solves sometimes")
+    assert_refused(done, "none of the 8 groups", "advantages.keep_groups 4", *cure)
+
+
+def test_a_critic_that_cannot_learn_says_why(undisturbed: Undisturbed) -> None:
+    demanding = ("--set", "value_pretraining.must_beat_mean=true")
+    done = vapo("run", *TINY, *demanding, "--workdir", undisturbed.workdir)
+    assert_refused(done, "all 16 responses have reward -1", "take problems that the policy solves sometimes")
+    tried = records(undisturbed.workdir).values()
+    assert not any(r["section"].get("must_beat_mean") for r in tried if r["stage"] == "value_pretraining")
+
+
+# Without a critic: groups and dynamic sampling, on chains so short that the policy solves some
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """One iteration of tiny with advantages from groups, keeping at most 4 of 8, and a KL term to the base model."""
+    workdir = tmp_path_factory.mktemp("grouped")
+    easier = ("problems.min_steps=1", "problems.max_steps=1", "base_model.steps=200", "rollout.max_new_tokens=16")
+    chosen = ("advantages.keep_groups=4", "ppo_update.mini_batch=8", "ppo_update.kl_coef=0.1")
+    settings = [part for setting in (*easier, *chosen) for part in ("--set", setting)]
+    done = vapo("run", *TINY, *WITHOUT_CRITIC, *settings, "--workdir", workdir)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return Undisturbed(workdir, done)
+
+
+def test_run_without_critic_has_no_stage_for_one(grouped: Undisturbed) -> None:
+    assert grouped.done.stderr == ""
+    pretraining = Counter(rollout=1, verification=1, value_pretraining=1, history=1)
+    assert executed(grouped.folder) == TASKS - pretraining
+    assert counts(grouped.done.stdout) == (sum((TASKS - pretraining).values()), 0)
+    for record in records(grouped.workdir).values():
+        assert not {"critic", "new_critic", "pretraining"} & {*record["inputs"], *record["outputs"]}, record["stage"]
+
+
+def test_the_update_learns_from_groups_that_dynamic_sampling_kept(grouped: Undisturbed) -> None:
+    folders = {stage: made_by(grouped.workdir, stage, "training") for stage in ("rollout", "verification")}
+    credit = read_table(made_by(grouped.workdir, "advantages") / "experience", EXPERIENCE).to_pylist()
+    prompts = read_table(folders["rollout"] / "rollouts", ROLLOUTS)["prompt_id"].to_pylist()
+    correct = read_table(folders["verification"] / "rewards", REWARDS)["correct"].to_pylist()
+    verdicts: dict[str, list[bool]] = {}
+    for prompt, verdict in zip(prompts, correct, strict=True):
+        verdicts.setdefault(prompt, []).append(verdict)
+    informative = [prompt for prompt, of_group in verdicts.items() if len(set(of_group)) == 2]
+    assert 0 < len(informative) < len(verdicts)
+    kept = informative[:4]
+    assert [row["trained"] for row in credit] == [prompt in kept for prompt in prompts]
+    for row, prompt, verdict in zip(credit, prompts, correct, strict=True):
+        assert len(set(row["advantages"])) == 1  # every token of a response has the same
+        sign = 0 if prompt not in informative else 1 if verdict else -1
+        assert (row["advantages"][0] > 0) - (row["advantages"][0] < 0) == sign
+    values = {(row["stage"], row["name"]): row["value"] for row in history_of(grouped) if row["iteration"] == 1}
+    assert values["advantages", "informative_share"] == len(informative) / 8
+    assert values["advantages", "trained_share"] == len(kept) / 8
+    assert values["ppo_update", "steps"] == -(-len(kept) * 4 // 8)
+    assert values["ppo_update", "kl_loss"] >= 0
+    assert not {"value_loss", "critic_grad_norm"} & {name for _, name in values}
+    assert ("advantages", "explained_variance") not in values
+
+
+def test_reference_is_the_base_model_and_the_policy_moves_away(grouped: Undisturbed) -> None:
+    base = sha256(made_by(grouped.workdir, "base_model") / "policy")
+    update = made_by(grouped.workdir, "ppo_update")
+    inputs = records(grouped.workdir)[update]["inputs"]
+    assert inputs["reference"]["sha256"] == inputs["policy"]["sha256"] == base
+    assert sha256(update / "new_policy") != base
+
+
+def test_report_without_critic(grouped: Undisturbed) -> None:
+    page = (grouped.folder / "report.html").read_text()
+    assert "Groups with correct and wrong responses" in page
+    assert "Value-pretraining" not in page
+    assert "Explained variance of the critic" not in page
 
 
 # Interruptions

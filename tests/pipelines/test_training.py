@@ -18,6 +18,7 @@ from tests.running import ROOT, environment
 from vapo.recipe import Recipe, load_recipe
 
 IMAGE = "registry.example/vapo@sha256:0123"
+WITHOUT_CRITIC = ("advantages.estimator=group_normalised", "value_pretraining.max_steps=0")
 Task = dict[str, Any]
 
 
@@ -41,14 +42,58 @@ def document(ir: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tasks(document: dict[str, Any]) -> dict[str, Task]:
-    """Root tasks by display name."""
-    return {task["taskInfo"]["name"]: task for task in document["root"]["dag"]["tasks"].values()}
+    return tasks_of(document)
 
 
 @pytest.fixture(scope="module")
 def names(document: dict[str, Any]) -> dict[str, str]:
+    return names_of(document)
+
+
+@pytest.fixture(scope="module")
+def ir_without_critic() -> str:
+    return compile_pipeline(recipe(*WITHOUT_CRITIC), IMAGE)
+
+
+@pytest.fixture(scope="module")
+def without_critic(ir_without_critic: str) -> dict[str, Any]:
+    """The pipeline of the same recipe whose advantages come from groups."""
+    return parse(ir_without_critic)
+
+
+def tasks_of(document: dict[str, Any]) -> dict[str, Task]:
+    """Root tasks by display name."""
+    return {task["taskInfo"]["name"]: task for task in document["root"]["dag"]["tasks"].values()}
+
+
+def names_of(document: dict[str, Any]) -> dict[str, str]:
     """Task ID -> display name."""
     return {name: task["taskInfo"]["name"] for name, task in document["root"]["dag"]["tasks"].items()}
+
+
+def dag_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """The sub-pipeline of a root task."""
+    return document["components"][tasks_of(document)[name]["componentRef"]["name"]]["dag"]
+
+
+def inside(dag: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Task -> its input artifacts -> where they come from: "task.output", or an input of the sub-pipeline."""
+    inner: dict[str, dict[str, str]] = {}
+    for name, task in dag["tasks"].items():
+        inner[name] = {}
+        for key, value in task["inputs"]["artifacts"].items():
+            produced = value.get("taskOutputArtifact")
+            where = f"{produced['producerTask']}.{produced['outputArtifactKey']}" if produced else ""
+            inner[name][key] = where or value["componentInputArtifact"]
+    return inner
+
+
+def handed_on(dag: dict[str, Any]) -> dict[str, str]:
+    """Output artifact -> "task.output" that it is."""
+    return {
+        name: "{producerSubtask}.{outputArtifactKey}".format(**found["artifactSelectors"][0])
+        for name, found in dag["outputs"]["artifacts"].items()
+    }
 
 
 def source(task: Task, artifact: str, names: dict[str, str]) -> tuple[str, str]:
@@ -77,6 +122,7 @@ def test_value_pretraining_comes_before_the_first_iteration(tasks: dict[str, Tas
     }
     assert sources(tasks["iteration-001"], names) == {
         "policy": ("base-model", "policy"),
+        "reference": ("base-model", "policy"),
         "critic": ("value-pretraining", "critic"),
         "prompts": ("problems", "train_prompts"),
         "history": ("value-pretraining", "history"),
@@ -84,10 +130,12 @@ def test_value_pretraining_comes_before_the_first_iteration(tasks: dict[str, Tas
 
 
 def test_an_iteration_starts_from_the_one_before(tasks: dict[str, Task], names: dict[str, str]) -> None:
+    """The KL term's reference stays the base model's policy."""
     for number, history in ((2, "iteration-001"), (3, "evaluation-002")):
         before = f"iteration-{number - 1:03d}"
         assert sources(tasks[f"iteration-{number:03d}"], names) == {
             "policy": (before, "policy"),
+            "reference": ("base-model", "policy"),
             "critic": (before, "critic"),
             "prompts": ("problems", "train_prompts"),
             "history": (history, "history"),
@@ -122,43 +170,131 @@ def test_iteration_numbers_are_passed_on(tasks: dict[str, Task]) -> None:
             assert number == int(found[1])
 
 
-def test_inside_an_iteration(document: dict[str, Any], tasks: dict[str, Task]) -> None:
-    dag = document["components"][tasks["iteration-002"]["componentRef"]["name"]]["dag"]
-    inner = {}
-    for name, task in dag["tasks"].items():
-        inner[name] = {}
-        for key, value in task["inputs"]["artifacts"].items():
-            produced = value.get("taskOutputArtifact")
-            where = f"{produced['producerTask']}.{produced['outputArtifactKey']}" if produced else ""
-            inner[name][key] = where or value["componentInputArtifact"]
-    assert inner == {
-        "rollout": {"prompts": "prompts", "policy": "policy"},
-        "verification": {"prompts": "prompts", "rollouts": "rollout.rollouts"},
-        "advantages": {"rollouts": "rollout.rollouts", "rewards": "verification.rewards", "critic": "critic"},
-        "ppo-update": {
-            "rollouts": "rollout.rollouts",
-            "rewards": "verification.rewards",
-            "experience": "advantages.experience",
-            "policy": "policy",
-            "critic": "critic",
-        },
-        "history": {
-            "previous": "history",
-            "rollout": "rollout.metrics",
-            "verification": "verification.metrics",
-            "advantages": "advantages.metrics",
-            "ppo_update": "ppo-update.metrics",
-        },
+INSIDE = {
+    "rollout": {"prompts": "prompts", "policy": "policy"},
+    "verification": {"prompts": "prompts", "rollouts": "rollout.rollouts"},
+    "advantages": {"rollouts": "rollout.rollouts", "rewards": "verification.rewards", "critic": "critic"},
+    "ppo-update": {
+        "rollouts": "rollout.rollouts",
+        "rewards": "verification.rewards",
+        "experience": "advantages.experience",
+        "policy": "policy",
+        "reference": "reference",
+        "critic": "critic",
+    },
+    "history": {
+        "previous": "history",
+        "rollout": "rollout.metrics",
+        "verification": "verification.metrics",
+        "advantages": "advantages.metrics",
+        "ppo_update": "ppo-update.metrics",
+    },
+}
+HANDED_ON = {
+    "policy": "ppo-update.new_policy",
+    "critic": "ppo-update.new_critic",
+    "history": "history.new_history",
+    "rollouts": "rollout.rollouts",
+    "rewards": "verification.rewards",
+    "experience": "advantages.experience",
+}
+
+
+def test_inside_an_iteration(document: dict[str, Any]) -> None:
+    dag = dag_of(document, "iteration-002")
+    assert inside(dag) == INSIDE
+    assert handed_on(dag) == HANDED_ON
+
+
+def test_inside_an_iteration_without_critic(without_critic: dict[str, Any]) -> None:
+    """The same, but for the critic."""
+    dag = dag_of(without_critic, "iteration-002")
+    assert inside(dag) == {
+        name: {key: where for key, where in found.items() if key != "critic"} for name, found in INSIDE.items()
     }
-    for task in dag["tasks"].values():
-        assert task["inputs"]["parameters"]["iteration"] == {"componentInputParameter": "iteration"}
-    outputs = {
-        name: (found["artifactSelectors"][0]["producerSubtask"], found["artifactSelectors"][0]["outputArtifactKey"])
-        for name, found in dag["outputs"]["artifacts"].items()
+    assert handed_on(dag) == {key: where for key, where in HANDED_ON.items() if key != "critic"}
+
+
+@pytest.mark.parametrize("made", ["document", "without_critic"])
+def test_parameters_inside_an_iteration(made: str, request: pytest.FixtureRequest) -> None:
+    for stage, task in dag_of(request.getfixturevalue(made), "iteration-002")["tasks"].items():
+        parameters = task["inputs"]["parameters"]
+        assert parameters["iteration"] == {"componentInputParameter": "iteration"}
+        if stage != "history":
+            section = f"{stage.replace('-', '_')}_section"
+            assert parameters["section"] == {"componentInputParameter": section}
+        for name in {"seed", "store"} & parameters.keys():
+            assert parameters[name] == {"componentInputParameter": name}
+
+
+def test_inside_value_pretraining(document: dict[str, Any]) -> None:
+    dag = dag_of(document, "value-pretraining")
+    assert inside(dag)["value-pretraining"] == {
+        "rollouts": "rollout.rollouts",
+        "rewards": "verification.rewards",
+        "policy": "policy",
     }
-    assert outputs["policy"] == ("ppo-update", "new_policy")
-    assert outputs["critic"] == ("ppo-update", "new_critic")
-    assert outputs["history"] == ("history", "new_history")
+    assert handed_on(dag) == {
+        "critic": "value-pretraining.critic",
+        "pretraining": "value-pretraining.pretraining",
+        "history": "history.new_history",
+    }
+
+
+def test_without_critic_nothing_makes_or_takes_one(without_critic: dict[str, Any], document: dict[str, Any]) -> None:
+    def artifacts(found: dict[str, Any]) -> set[str]:
+        """Names of all artifacts that a task gets or a component makes."""
+        dags = [found["root"], *(c for c in found["components"].values() if "dag" in c)]
+        got = {name for d in dags for t in d["dag"]["tasks"].values() for name in t["inputs"].get("artifacts", {})}
+        made = (c.get("outputDefinitions", {}).get("artifacts", {}) for c in found["components"].values())
+        return got.union(*made)
+
+    assert {name for name in artifacts(document) if "critic" in name} == {"critic", "new_critic"}
+    assert {name for name in artifacts(without_critic) if "critic" in name} == set()
+    assert artifacts(document) - artifacts(without_critic) >= {"critic", "new_critic", "pretraining"}
+    assert not [name for name in without_critic["components"] if "pretrain" in name or "critic" in name.split("-")]
+    assert not [name for name in without_critic["deploymentSpec"]["executors"] if "value" in name]
+    takes = {
+        name: found["inputDefinitions"]["artifacts"]["critic"]
+        for name, found in without_critic["components"].items()
+        if "critic" in found.get("inputDefinitions", {}).get("artifacts", {})
+    }
+    assert {re.sub(r"-\d+$", "", name) for name in takes} == {"comp-advantages"}  # it can take one, and does without
+    assert all(taken["isOptional"] for taken in takes.values())
+
+
+def test_without_critic_the_iterations_follow_the_first_evaluation(without_critic: dict[str, Any]) -> None:
+    tasks, names = tasks_of(without_critic), names_of(without_critic)
+    iterations = {"iteration-001", "iteration-002", "iteration-003"}
+    evaluations = {"evaluation-000", "evaluation-002", "evaluation-003"}
+    assert set(tasks) == iterations | evaluations | {"problems", "base-model", "history", "report"}
+    for number, before, history in ((1, "base-model", "evaluation-000"), (2, "iteration-001", "iteration-001")):
+        assert sources(tasks[f"iteration-{number:03d}"], names) == {
+            "policy": (before, "policy"),
+            "reference": ("base-model", "policy"),
+            "prompts": ("problems", "train_prompts"),
+            "history": (history, "history"),
+        }
+
+
+@pytest.mark.parametrize("made", ["document", "without_critic"])
+def test_a_run_hands_on_its_policy_history_and_page(made: str, request: pytest.FixtureRequest) -> None:
+    document = request.getfixturevalue(made)
+    found, names = handed_on(document["root"]["dag"]), names_of(document)
+    shown = {key: f"{names[task]}.{output}" for key, (task, output) in ((k, v.split(".")) for k, v in found.items())}
+    assert shown == {"policy": "iteration-003.policy", "history": "evaluation-003.history", "page": "report.page"}
+
+
+@pytest.mark.parametrize("estimator", ["group_normalised", "group_centred"])
+def test_either_estimator_of_groups_does_without_a_critic(estimator: str) -> None:
+    made = load_recipe("tiny", [f"advantages.estimator={estimator}", "value_pretraining.max_steps=0"])
+    assert "value_pretraining" not in stages_of(compile_pipeline(made, IMAGE))
+
+
+def test_a_critic_that_is_not_pretrained_is_still_made_first() -> None:
+    """With max_steps 0 the stage writes what `init` makes."""
+    made = load_recipe("tiny", ["value_pretraining.max_steps=0"])
+    assert stages_of(compile_pipeline(made, IMAGE))["value_pretraining"] == 1
 
 
 def test_report_shows_the_first_and_the_last_iteration(tasks: dict[str, Task], names: dict[str, str]) -> None:
@@ -169,6 +305,14 @@ def test_report_shows_the_first_and_the_last_iteration(tasks: dict[str, Task], n
     assert shown["policy"] == ("iteration-003", "policy")
     assert shown["evaluation"] == ("evaluation-003", "evaluation")
     assert shown["history"] == ("evaluation-003", "history")
+    assert shown["pretraining"] == ("value-pretraining", "pretraining")
+
+
+def test_report_without_critic_shows_all_but_its_pretraining(
+    tasks: dict[str, Task], names: dict[str, str], without_critic: dict[str, Any]
+) -> None:
+    shown = sources(tasks_of(without_critic)["report"], names_of(without_critic))
+    assert shown == {key: where for key, where in sources(tasks["report"], names).items() if key != "pretraining"}
 
 
 def test_sections_are_parameters_of_the_root(document: dict[str, Any]) -> None:
@@ -228,6 +372,9 @@ def difference(first: Any, second: Any, path: str = "") -> set[str]:
     [
         ("ppo_update.clip_high=0.24", {"ppo_update_section"}),
         ("advantages.alpha=0.1", {"advantages_section"}),
+        ("advantages.keep_groups=4", {"advantages_section"}),
+        ("ppo_update.kl_coef=0.01", {"ppo_update_section"}),
+        ("verification.reward_wrong=0.0", {"verification_section"}),
         ("evaluation.samples=5", {"evaluation_section", "evaluation_rollout_section"}),
         ("value_pretraining.prompts=16", {"value_pretraining_section", "pretraining_rollout_section"}),
         ("seed=7", {"seed"}),
@@ -295,6 +442,20 @@ def test_stages_of_counts_every_task(ir: str) -> None:
         "ppo_update": 3,
         "evaluation": 3,
         "history": 1 + 3 + 3 + 1,
+        "report": 1,
+    }
+
+
+def test_stages_of_counts_every_task_without_critic(ir_without_critic: str) -> None:
+    assert stages_of(ir_without_critic) == {
+        "problems": 1,
+        "base_model": 1,
+        "rollout": 3 + 3,
+        "verification": 3 + 3,
+        "advantages": 3,
+        "ppo_update": 3,
+        "evaluation": 3,
+        "history": 1 + 3 + 3,
         "report": 1,
     }
 

@@ -107,8 +107,9 @@ def test_more_prompts_than_there_are_chains(tmp_path: Path) -> None:
         make(tmp_path, min_steps=1, max_steps=1, train=9000)
 
 
-def problem_file(path: Path, count: int) -> str:
-    lines = (json.dumps({"prompt": f"{i} + 1 =", "ground_truth": str(i + 1)}) for i in range(count))
+def problem_file(path: Path, count: int, first: int = 0) -> str:
+    numbers = range(first, first + count)
+    lines = (json.dumps({"prompt": f"{i} + 1 =", "ground_truth": str(i + 1)}) for i in numbers)
     path.write_text("\n".join(lines))
     return str(path)
 
@@ -127,3 +128,46 @@ def test_a_file_too_small_to_split(tmp_path: Path) -> None:
     path = problem_file(tmp_path / "p.jsonl", 1)
     with pytest.raises(UserError, match=r"p\.jsonl.*the file needs more problems"):
         make(tmp_path, source="file", path=path, examples=0)
+
+
+def test_heldout_problems_from_a_file_of_their_own(tmp_path: Path) -> None:
+    """All of the other file trains; heldout_share has no say."""
+    path, heldout_path = problem_file(tmp_path / "p.jsonl", 50), problem_file(tmp_path / "h.jsonl", 12, first=1000)
+    found = make(tmp_path, source="file", path=path, heldout_path=heldout_path, examples=0, heldout_share=0.9)
+    assert found == {"train_prompts": 50, "heldout_prompts": 12, "examples": 0}
+    train, heldout = (prompts(tmp_path / name)["prompt"].to_pylist() for name in ("train", "heldout"))
+    assert train == [f"{i} + 1 =" for i in range(50)]
+    assert heldout == [f"{i} + 1 =" for i in range(1000, 1012)]
+
+
+def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
+    """Also what stands in both files, and what stands beyond the first problems.heldout of its file."""
+    path, heldout_path = problem_file(tmp_path / "p.jsonl", 50), problem_file(tmp_path / "h.jsonl", 30, first=40)
+    found = make(tmp_path, source="file", path=path, heldout_path=heldout_path, examples=0, heldout=5)
+    assert found == {"train_prompts": 40, "heldout_prompts": 5, "examples": 0}
+    train, heldout = (prompts(tmp_path / name)["prompt"].to_pylist() for name in ("train", "heldout"))
+    assert train == [f"{i} + 1 =" for i in range(40)]
+    assert heldout == [f"{i} + 1 =" for i in range(40, 45)]
+
+
+def test_problems_train_counts_what_is_left(tmp_path: Path) -> None:
+    path, heldout_path = problem_file(tmp_path / "p.jsonl", 50), problem_file(tmp_path / "h.jsonl", 10)
+    make(tmp_path, source="file", path=path, heldout_path=heldout_path, examples=0, train=7)
+    assert prompts(tmp_path / "train")["prompt"].to_pylist() == [f"{i} + 1 =" for i in range(10, 17)]
+
+
+def test_a_heldout_file_that_is_wrong_is_named_by_its_own_key(tmp_path: Path) -> None:
+    path, gone = problem_file(tmp_path / "p.jsonl", 5), str(tmp_path / "gone.jsonl")
+    with pytest.raises(UserError, match=r"problems\.heldout_path '.*gone\.jsonl': no such file"):
+        make(tmp_path, source="file", path=path, heldout_path=gone, examples=0)
+    with pytest.raises(UserError, match=r"problems\.path '.*gone\.jsonl': no such file"):
+        make(tmp_path, source="file", path=gone, heldout_path=path, examples=0)
+    (tmp_path / "gone.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"problems\.heldout_path '.*gone\.jsonl' holds no problem"):
+        make(tmp_path, source="file", path=path, heldout_path=gone, examples=0)
+
+
+def test_nothing_is_left_to_train_on(tmp_path: Path) -> None:
+    path = problem_file(tmp_path / "p.jsonl", 5)
+    with pytest.raises(UserError, match=r"problems\.path .*p\.jsonl.* held out by problems\.heldout_path .*p\.jsonl"):
+        make(tmp_path, source="file", path=path, heldout_path=path, examples=0)

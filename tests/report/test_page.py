@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from vapo.errors import UserError
 from vapo.recipe import BaseModelSection, Recipe, Report
 from vapo.report.credit import HEAD, TAIL, Scale
-from vapo.report.curves import curves, history_of
+from vapo.report.curves import curves, history_of, pretraining_curves
 from vapo.report.page import report
 from vapo.report.responses import choose, read_responses, token_texts
-from vapo.schemas import EVALUATION, EXPERIENCE, HISTORY, PROMPTS, REWARDS, ROLLOUTS
+from vapo.schemas import EVALUATION, EXPERIENCE, HISTORY, PRETRAINING, PROMPTS, REWARDS, ROLLOUTS
 from vapo.tables import offsets_of, read_table, write_table
 
 WORDS = ["start", "?", "answer", "no", "~", "=", *(str(d) for d in range(10)), *(f"#{i}" for i in range(1, 41))]
@@ -113,7 +113,7 @@ def iteration_tables(folder: Path, iteration: int, p_right: float, prompts: list
             for column, value in zip(REWARDS.names, (name, right, reward, extracted, verdict), strict=True):
                 rewards[column].append(value)
             targets = np.full(len(words), reward)
-            for column, value in zip(EXPERIENCE.names, (name, 0.8, values, advantages, targets), strict=True):
+            for column, value in zip(EXPERIENCE.names, (name, True, 0.8, values, advantages, targets), strict=True):
                 credit[column].append(value)
     label = f"{iteration}"
     paths = {name: folder / f"{label}.{name}.arrow" for name in ("rollouts", "rewards", "experience")}
@@ -140,7 +140,12 @@ def history_rows(iterations: int) -> list[tuple[int, str, str, float]]:
         for stage, values in {
             "rollout": {"length_mean": 80 + 9 * done, "length_max": 230.0, "truncated_share": 0.012 * (1 - done)},
             "verification": {"accuracy": 0.3 + 0.28 * done, "reward_mean": -0.4 + 0.55 * done},
-            "advantages": {"explained_variance": 0.3 + 0.2 * done, "lambda_policy_mean": 0.86 + 0.01 * done},
+            "advantages": {
+                "explained_variance": 0.3 + 0.2 * done,
+                "lambda_policy_mean": 0.86 + 0.01 * done,
+                "informative_share": 0.7 - 0.1 * done,
+                "trained_share": 0.5,
+            },
             "ppo_update": {
                 "entropy": 0.22 - 0.1 * done,
                 "clip_fraction_low": 0.004,
@@ -149,6 +154,7 @@ def history_rows(iterations: int) -> list[tuple[int, str, str, float]]:
                 "policy_loss": -0.01,
                 "positive_lm_loss": 0.2 - 0.06 * done,
                 "value_loss": 0.4 - 0.1 * done,
+                "padding_share": 0.04,
                 "logprob_gap_mean": 2e-7,
                 "logprob_gap_max": 4e-6,
             },
@@ -203,6 +209,124 @@ def figures_of(root: Element) -> dict[str, list[str]]:
         titles[next(figure.find("h3")).text] = [trace.get("name", "") for trace in traces]
     assert len(titles) == len(drawn)
     return titles
+
+
+NAN = float("nan")
+MEASURES = [  # step, rows, value loss, explained variance
+    (0, "held-out", 0.52, NAN),
+    (0, "mini-batch", 0.51, NAN),
+    (1, "mini-batch", 0.48, -0.02),
+    (2, "held-out", 0.45, 0.1),
+    (2, "mini-batch", 0.44, NAN),
+    (3, "held-out", 0.46, 0.08),
+]
+LOSS, VARIANCE = "Value-pretraining: value loss", "Value-pretraining: explained variance"
+
+
+def measures(rows: list[tuple[int, str, float, float]] = MEASURES) -> list[dict[str, Any]]:
+    return [dict(zip(PRETRAINING.names, row, strict=True)) for row in rows]
+
+
+def points_of(figure: Any) -> dict[str, list[tuple[int, float]]]:
+    """Curve -> its points."""
+    return {trace["name"]: list(zip(trace["x"], trace["y"], strict=True)) for trace in figure.traces}
+
+
+def test_curves_of_value_pretraining() -> None:
+    loss, variance = pretraining_curves(measures())
+    assert (loss.title, variance.title) == (LOSS, VARIANCE)
+    assert points_of(loss) == {
+        "held-out": [(0, 0.52), (2, 0.45), (3, 0.46)],
+        "mini-batch": [(0, 0.51), (1, 0.48), (2, 0.44)],
+    }
+    for figure in (loss, variance):
+        assert figure.layout["xaxis"]["title"]["text"] == "optimiser step"
+        assert figure.layout["showlegend"] is True
+        assert len({(trace["line"]["color"], trace["line"]["dash"]) for trace in figure.traces}) == 2
+
+
+def test_undefined_explained_variance_is_no_point() -> None:
+    """Where all rewards are equal: NaN in PRETRAINING, and nothing that JSON could not hold."""
+    _, variance = pretraining_curves(measures())
+    assert points_of(variance) == {"held-out": [(2, 0.1), (3, 0.08)], "mini-batch": [(1, -0.02)]}
+    never = [(step, rows, loss, NAN) for step, rows, loss, _ in MEASURES]
+    assert [figure.title for figure in pretraining_curves(measures(never))] == [LOSS]
+    held_out = [(step, rows, loss, v if rows == "held-out" else NAN) for step, rows, loss, v in MEASURES]
+    assert set(points_of(pretraining_curves(measures(held_out))[1])) == {"held-out"}
+    assert pretraining_curves([]) == []
+
+
+def test_a_critic_that_was_not_pretrained_has_no_curves() -> None:
+    """With max_steps 0 it was measured once."""
+    assert pretraining_curves(measures([(0, "held-out", 0.5, -0.1)])) == []
+    assert len(pretraining_curves(measures([(0, "held-out", 0.5, -0.1), (1, "held-out", 0.4, 0.1)]))) == 2
+
+
+def test_page_with_and_without_value_pretraining(tmp_path: Path) -> None:
+    arguments = build(tmp_path)
+    without = figures_of(render(arguments))
+    assert figures_of(render({**arguments, "pretraining": None})) == without
+    write_rows(tmp_path / "pretraining", PRETRAINING, *map(list, zip(*MEASURES, strict=True)))
+    shown = figures_of(render({**arguments, "pretraining": tmp_path / "pretraining"}))
+    both = ["held-out", "mini-batch"]
+    assert shown == {**without, LOSS: both, VARIANCE: both}
+    assert not {LOSS, VARIANCE} & set(without)
+
+
+def test_credit_says_what_the_tokens_are_compared_with(tmp_path: Path) -> None:
+    arguments = build(tmp_path)
+    write_rows(tmp_path / "pretraining", PRETRAINING, *map(list, zip(*MEASURES, strict=True)))
+    for pretraining, said, unsaid in (
+        (tmp_path / "pretraining", "than the critic expected", "did better than the others to their prompt"),
+        (None, "did better than the others to their prompt", "critic"),
+    ):
+        root = render({**arguments, "pretraining": pretraining})
+        about = next(p.text for p in root.find("p", "about") if "coloured by its advantage" in p.text)
+        assert said in about
+        assert unsaid not in about
+
+
+def test_every_chart_is_drawn_from_its_own_figure(tmp_path: Path) -> None:
+    """Those that follow the curves of value-pretraining are counted on."""
+    arguments = build(tmp_path)
+    write_rows(tmp_path / "pretraining", PRETRAINING, *map(list, zip(*MEASURES, strict=True)))
+    root = render({**arguments, "pretraining": tmp_path / "pretraining"})
+    places = [int(plot.attributes["data-figure"]) for plot in root.find("div", "plot")]
+    assert places == list(range(len(places)))
+    drawn = json.loads(next(s.text for s in root.find("script") if s.attributes.get("id") == "figures"))
+    headings = [next(figure.find("h3")).text for figure in root.find("figure")]
+    x_titles = [found["layout"]["xaxis"].get("title", {}).get("text", "") for found in drawn]
+    wanted = ("optimiser step" if heading in (LOSS, VARIANCE) else "iteration" for heading in headings[:-2])
+    assert x_titles[:-2] == list(wanted)
+    assert headings[-2:] == ["Held-out accuracy by difficulty", "Seconds per iteration"]
+
+
+def test_a_foreign_table_is_no_pretraining(tmp_path: Path) -> None:
+    arguments = build(tmp_path)
+    with pytest.raises(UserError, match="PRETRAINING"):
+        render({**arguments, "pretraining": arguments["history"]})
+
+
+def test_groups_and_padding_are_shares(tmp_path: Path) -> None:
+    arguments = build(tmp_path)
+    rows = [
+        (1, "advantages", "informative_share", 0.5),
+        (2, "advantages", "informative_share", 0.25),
+        (1, "advantages", "trained_share", 1.0),
+        (1, "ppo_update", "padding_share", 0.03),
+        (1, "value_pretraining", "padding_share", 0.9),
+    ]
+    write_history(arguments["history"], rows)
+    found = figures_of(render(arguments))
+    assert found["Groups with correct and wrong responses"] == ["informative", "trained on"]
+    assert found["Padding"] == ["padding"]
+    history = history_of({"iteration": i, "stage": s, "name": n, "value": v} for i, s, n, v in rows)
+    groups, padding = curves(history)
+    assert points_of(groups) == {"informative": [(1, 0.5), (2, 0.25)], "trained on": [(1, 1.0)]}
+    assert points_of(padding) == {"padding": [(1, 0.03)]}
+    for figure in (groups, padding):
+        assert figure.layout["yaxis"]["tickformat"].endswith("%")
+        assert all("%" in trace["hovertemplate"] for trace in figure.traces)
 
 
 def test_page_needs_nothing_besides_itself(tmp_path: Path) -> None:
@@ -354,7 +478,7 @@ def test_a_long_response_shows_its_ends(tmp_path: Path) -> None:
     tokens = (np.full(n, IDS["no"], np.int32), offsets_of([n]))
     rollout = ["4/p0/0"], ["p0"], [0], [1], [[IDS["?"]]], tokens, values, ["no"], ["length"]
     write_rows(arguments["last_rollouts"], ROLLOUTS, *rollout)
-    write_rows(arguments["last_experience"], EXPERIENCE, ["4/p0/0"], [0.9], values, values, values)
+    write_rows(arguments["last_experience"], EXPERIENCE, ["4/p0/0"], [True], [0.9], values, values, values)
     card = next(render(arguments).find("article"))
     assert len(list(card.find("span", "t"))) == HEAD + TAIL
     assert "100 tokens not shown" in next(card.find("em", "gap")).text
@@ -374,7 +498,7 @@ def test_unknown_prompt_and_ragged_lengths_are_named(tmp_path: Path) -> None:
     write_table(arguments["prompts"], PROMPTS, {name: [] for name in PROMPTS.names})
     with pytest.raises(UserError, match="'p0' is not in the table PROMPTS"):
         render(arguments)
-    write_rows(arguments["last_experience"], EXPERIENCE, ["4/p0/0"], [0.9], [[0.0]], [[0.0]], [[0.0]])
+    write_rows(arguments["last_experience"], EXPERIENCE, ["4/p0/0"], [True], [0.9], [[0.0]], [[0.0]], [[0.0]])
     with pytest.raises(UserError, match=r"column values: 4/p0/0: expected .* found 1"):
         render(arguments)
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vapo.rl.diagnostics import approx_kl, clipped_tokens, explained_variance
+from vapo.rl.diagnostics import approx_kl, clipped_tokens, dual_clipped_tokens, explained_variance
+from vapo.rl.losses import clipped_policy_loss
 
 TARGETS = np.array([1, -1, 1, 1, -1], np.float32)
 
@@ -45,6 +46,23 @@ def test_clip_fractions_count_only_tokens_without_gradient() -> None:
     ratio = torch.tensor([0.79, 0.79, 0.81, 1.27, 1.29, 1.29])
     advantages = torch.tensor([-1.0, 1.0, -1.0, 1.0, 1.0, -1.0])
     assert clipped_tokens(ratio.log(), torch.zeros(6), advantages, 0.2, 0.28) == (1, 1)
+
+
+def test_dual_clip_holds_back_what_became_likely_and_is_bad() -> None:
+    ratio = torch.tensor([2.9, 3.1, 3.1, 9.0, 0.1])
+    advantages = torch.tensor([-1.0, -1.0, 1.0, -0.1, -1.0])
+    assert dual_clipped_tokens(ratio.log(), torch.zeros(5), advantages, 3.0) == 2
+
+
+@given(st.lists(st.tuples(st.floats(-2, 2), st.floats(-1, 1)), min_size=1, max_size=20))
+def test_the_clips_count_the_tokens_whose_gradient_is_0(tokens: list[tuple[float, float]]) -> None:
+    logprobs = torch.tensor([a for a, _ in tokens], dtype=torch.float64, requires_grad=True)
+    old, advantages = torch.zeros(len(tokens)), torch.tensor([a for _, a in tokens], dtype=torch.float64)
+    clipped_policy_loss(logprobs, old, advantages, torch.ones(len(tokens)), 0.2, 0.28, 3.0).backward()
+    assert logprobs.grad is not None
+    held = int(((logprobs.grad == 0) & (advantages != 0)).sum())
+    low, high = clipped_tokens(logprobs, old, advantages, 0.2, 0.28)
+    assert held == low + high + dual_clipped_tokens(logprobs, old, advantages, 3.0)
 
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=10))

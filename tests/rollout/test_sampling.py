@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vapo.errors import UserError
+from vapo.recipe import load_recipe
 from vapo.rollout.sampling import mix, sample, uniform
 
 DRAWS = 40_000
@@ -107,3 +109,14 @@ def test_rows_do_not_influence_each_other() -> None:
         whole = sample(logits, numbers, 1.0, top_p)
         alone = [int(sample(logits[i : i + 1], numbers[i : i + 1], 1.0, top_p)[0]) for i in range(20)]
         assert whole.tolist() == alone
+
+
+@pytest.mark.parametrize("setting", ["rollout.temperature=0.9", "rollout.top_p=0.95"])
+def test_point_18_training_samples_from_the_policy_itself(setting: str) -> None:
+    """What a recipe lets training sample with is the softmax; anything else is refused, for evaluation it is not."""
+    section = load_recipe("vapo").rollout
+    assert deviation(draw(LOGITS, section.temperature, section.top_p), LOGITS.softmax(-1)) < 4
+    with pytest.raises(UserError, match=r"training samples at 1\.0 and 1\.0"):
+        load_recipe("vapo", [setting])
+    evaluation = load_recipe("vapo", [setting.replace("rollout", "evaluation")]).rollout_for_evaluation()
+    assert (evaluation.temperature, evaluation.top_p) != (1.0, 1.0)

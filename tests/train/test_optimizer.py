@@ -142,7 +142,7 @@ def test_a_gradient_that_is_not_finite_is_refused(value: float) -> None:
     gradient(net, 2)
     next(net.parameters()).grad[0, 0] = value  # type: ignore[index]
     with pytest.raises(
-        UserError, match=r"gradient norm (nan|inf) at optimiser step 3: lower the learning rate \(0\.01"
+        UserError, match=r"norm is (nan|inf) at optimiser step 3, from a batch: lower the learning rate \(0\.01"
     ):
         optimizer.step()
     assert torch.equal(weights(net), before)

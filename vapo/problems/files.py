@@ -26,19 +26,19 @@ def identity(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
-def read_problems(path: Path) -> list[Problem]:
-    """All distinct problems of a JSONL file, in order.
+def read_problems(path: Path, key: str = "problems.path") -> list[Problem]:
+    """All distinct problems of a JSONL file, in order; `key` is the setting that names the file.
 
     Raises:
         UserError: no such file, or a line without the two texts; names file, line and key.
     """
     if not path.is_file():
-        raise UserError(f"problems.path {str(path)!r}: no such file: give a JSONL file with prompt and ground_truth")
+        raise UserError(f"{key} {str(path)!r}: no such file: give a JSONL file with prompt and ground_truth")
     found: dict[str, Problem] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"problems.path {str(path)!r}: not UTF-8 ({error}): save it as UTF-8") from None
+        raise UserError(f"{key} {str(path)!r}: not UTF-8 ({error}): save it as UTF-8") from None
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also cut at U+2028 inside a text
         if not line.strip():
             continue
@@ -46,9 +46,9 @@ def read_problems(path: Path) -> list[Problem]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not JSON ({error}): write one object per line") from None
-        for key in ("prompt", "ground_truth"):
-            if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
-                raise UserError(f"{path}:{number}: key {key!r}: expected a text, found {_found(row, key)}")
+        for name in ("prompt", "ground_truth"):
+            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
+                raise UserError(f"{path}:{number}: key {name!r}: expected a text, found {_found(row, name)}")
         prompt_id = identity(row["prompt"])
         known = found.setdefault(
             prompt_id,
@@ -60,7 +60,7 @@ def read_problems(path: Path) -> list[Problem]:
                 f"{known.ground_truth!r} above: keep one"
             )
     if not found:
-        raise UserError(f"problems.path {str(path)!r} holds no problem")
+        raise UserError(f"{key} {str(path)!r} holds no problem")
     return list(found.values())
 
 

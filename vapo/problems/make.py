@@ -23,7 +23,7 @@ def problems(
 ) -> dict[str, float]:
     """Write the PROMPTS tables and EXAMPLES; returns how many rows each has."""
     if section.source == "file":
-        train, heldout = split(read_problems(Path(section.path)), section.heldout_share)
+        train, heldout = _from_files(section)
         train, heldout = train[: section.train], heldout[: section.heldout]
         if not train or not heldout:
             raise UserError(
@@ -45,6 +45,21 @@ def problems(
         },
     )
     return {"train_prompts": len(train), "heldout_prompts": len(heldout), "examples": len(worked)}
+
+
+def _from_files(section: recipe.Problems) -> tuple[list[Problem], list[Problem]]:
+    """(training, held-out); what is held out is never trained on, whichever file it stands in."""
+    if not section.heldout_path:
+        return split(read_problems(Path(section.path)), section.heldout_share)
+    heldout = read_problems(Path(section.heldout_path), "problems.heldout_path")
+    known = {problem.prompt_id for problem in heldout}
+    train = [p for p in read_problems(Path(section.path)) if p.prompt_id not in known]
+    if not train:
+        raise UserError(
+            f"problems.path {section.path!r}: all its problems are held out by problems.heldout_path "
+            f"{section.heldout_path!r}: give others to train on"
+        )
+    return train, heldout
 
 
 def _chains(section: recipe.Problems, seed: int) -> tuple[list[Problem], list[Problem]]:

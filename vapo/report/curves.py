@@ -84,6 +84,18 @@ CHARTS = (
         "%",
     ),
     Chart(
+        "Groups with correct and wrong responses",
+        "Where advantages come from groups only these teach; near zero the problems are too easy or too hard.",
+        (_one("informative", "advantages", "informative_share"), _one("trained on", "advantages", "trained_share")),
+        "%",
+    ),
+    Chart(
+        "Padding",
+        "Share of the update's positions that are computed for nothing; a few per cent.",
+        (_one("padding", "ppo_update", "padding_share"),),
+        "%",
+    ),
+    Chart(
         "Approximate KL per update",
         "Small and steady; a spike is an update that went too far.",
         (_one("KL", "ppo_update", "approx_kl"),),
@@ -128,24 +140,56 @@ def curves(history: History) -> list[Figure]:
     return [Figure(c.title, c.note, traces, _layout(c, traces), c.wide) for c, traces in drawn if traces]
 
 
+def pretraining_curves(steps: Iterable[Mapping[str, Any]]) -> list[Figure]:
+    """The two figures of PRETRAINING's rows: value loss and explained variance by optimiser step.
+
+    None where no step was taken: one point is no curve.
+    """
+    rows, figures = list(steps), []
+    if not any(row["step"] for row in rows):
+        return []
+    for name, heading, note in (
+        (
+            "value_loss",
+            "Value-pretraining: value loss",
+            "Held-out loss falls, then levels off; a rise is over-fitting.",
+        ),
+        ("explained_variance", "Value-pretraining: explained variance", "Held-out explained variance rises above 0."),
+    ):
+        traces = []
+        for at, of_rows in enumerate(("held-out", "mini-batch")):
+            points = [(row["step"], row[name]) for row in rows if row["rows"] == of_rows and math.isfinite(row[name])]
+            if points:
+                traces.append(_trace(of_rows, points, at))
+        if traces:
+            y = {"rangemode": "tozero"} if name == "value_loss" else {}
+            figures.append(
+                Figure(heading, note, traces, axes({**title("optimiser step"), "tickformat": "d"}, y, showlegend=True))
+            )
+    return figures
+
+
+def _trace(label: str, points: list[Point], at: int) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": label,
+        "x": [x for x, _ in points],
+        "y": [y for _, y in points],
+        "line": {"color": PALETTE[at], "width": 2, "dash": DASHES[at]},
+        "marker": {"size": 5, "symbol": SYMBOLS[at]},
+        "hovertemplate": "%{y:.4g}",
+    }
+
+
 def _traces(chart: Chart, history: History) -> list[dict[str, Any]]:
     traces = []
     for at, (label, sources) in enumerate(chart.series):
         points = sorted(point for source in sources for point in history.get(source, []))
         if not points:
             continue
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": label,
-                "x": [iteration for iteration, _ in points],
-                "y": [value for _, value in points],
-                "line": {"color": PALETTE[at], "width": 2, "dash": DASHES[at]},
-                "marker": {"size": 5, "symbol": SYMBOLS[at]},
-                "hovertemplate": "%{y:.1%}" if chart.unit == "%" else "%{y:.4g}",
-            }
-        )
+        shown = {"hovertemplate": "%{y:.1%}"} if chart.unit == "%" else {}
+        traces.append({**_trace(label, points, at), **shown})
     return traces
 
 

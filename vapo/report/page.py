@@ -16,12 +16,20 @@ from vapo.errors import UserError
 from vapo.recipe import Report
 from vapo.report import credit, figures, timings
 from vapo.report.credit import Scale
-from vapo.report.curves import curves, history_of
+from vapo.report.curves import curves, history_of, pretraining_curves
 from vapo.report.heldout import by_difficulty, outcome
 from vapo.report.look import SCRIPT, STYLE
 from vapo.report.responses import Response, read_responses
-from vapo.schemas import EVALUATION, HISTORY, PROMPTS
+from vapo.schemas import EVALUATION, HISTORY, PRETRAINING, PROMPTS
 from vapo.tables import read_table, write_text
+
+WITH_CRITIC = (
+    "blue went better than the critic expected, orange went worse. The curve is the critic's value before each token."
+)
+WITHOUT_CRITIC = (
+    "blue responses did better than the others to their prompt, orange ones worse. "
+    "The curve is the mean reward of these responses."
+)
 
 
 def report(
@@ -39,12 +47,14 @@ def report(
     evaluation: Path,
     recipe: str,
     page: Path,
+    pretraining: Path | None = None,
 ) -> dict[str, float]:
     """Write `page`, one HTML file that needs nothing besides itself; the same inputs give the same bytes.
 
     Args:
         tokenizer: a tokenizer.json.
         recipe: the resolved recipe as JSON text.
+        pretraining: how the first critic learned; None where there is no critic.
 
     Raises:
         UserError: a table is absent or does not join, the tokenizer or the recipe is not JSON.
@@ -61,7 +71,8 @@ def report(
         shown.append(("first iteration", first))
 
     points, runs = history_of(measured), timings.runs_of(measured)
-    drawn = curves(points)
+    steps = read_table(pretraining, PRETRAINING).to_pylist() if pretraining else []
+    drawn = [*curves(points), *pretraining_curves(steps)]
     charts = "".join(figures.card(figure, at) for at, figure in enumerate(drawn))
     if figure := by_difficulty(heldout):
         charts += figures.card(figure, len(drawn))
@@ -79,10 +90,11 @@ def report(
         f'<p class="lead">{escape(outcome(points, heldout, timings.total_seconds(runs)))}</p></header>'
         + _section(
             "Curves",
-            "Everything is measured per iteration; iteration 0 is before the first update.",
+            "Everything is measured per iteration, and iteration 0 is before the first update, unless the axis says "
+            "otherwise.",
             f'<div class="grid">{charts}</div>',
         )
-        + _credit(shown)
+        + _credit(shown, has_critic=pretraining is not None)
         + times
         + _section(
             "Recipe",
@@ -128,7 +140,7 @@ def document(title: str, body: str, data: str) -> str:
     )
 
 
-def _credit(shown: Sequence[tuple[str, list[Response]]]) -> str:
+def _credit(shown: Sequence[tuple[str, list[Response]]], *, has_critic: bool) -> str:
     """The responses of each iteration behind a tab of its own; tabs are radio buttons and need no script."""
     responses = [response for _, of_iteration in shown for response in of_iteration]
     if not responses:
@@ -147,8 +159,8 @@ def _credit(shown: Sequence[tuple[str, list[Response]]]) -> str:
     )
     return _section(
         "Token credit",
-        "Each token is coloured by its advantage: blue went better than the critic expected, orange went worse. "
-        "The curve is the critic's value before each token. Point at a token, or at the curve, for its numbers.",
+        f"Each token is coloured by its advantage: {WITH_CRITIC if has_critic else WITHOUT_CRITIC} "
+        "Point at a token, or at the curve, for its numbers.",
         f'<div class="tabs">{tabs}{credit.legend(scale)}{panels}</div>',
     )
 

@@ -1,13 +1,19 @@
-"""Generalised advantage estimation over ragged rows, with a lambda per response.
+"""Advantages and value targets over ragged rows: GAE with a lambda per response, decoupled, or group-normalised.
 
-Axes: B responses, N all tokens of all responses; row i holds tokens offsets[i]:offsets[i+1]. values[t] is V before
-token t is emitted, the reward sits on a response's last token, gamma is 1 and V after the last token is 0.
+Axes: B responses, N all tokens of all responses; row i holds tokens offsets[i]:offsets[i+1], as they lie in Arrow.
+values[t] is V before token t is emitted, the reward sits on a response's last token, gamma is 1 and V after the last
+token is 0. Nothing is padded, so a response's own length is the only one there is.
 """
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numba import njit
+
+ALONE = 1 << 16  # fewer tokens than this are not worth a second thread
 
 
 def length_adaptive_lambda(lengths: np.ndarray, alpha: float) -> np.ndarray:
@@ -21,32 +27,87 @@ def length_adaptive_lambda(lengths: np.ndarray, alpha: float) -> np.ndarray:
     return np.clip(raw, 0.0, 1.0)
 
 
-def gae(values: np.ndarray, offsets: np.ndarray, rewards: np.ndarray, lambdas: np.ndarray | float) -> np.ndarray:
-    """A[t] = delta[t] + lambda * A[t+1] with delta[t] = r[t] + V[t+1] - V[t]: advantages [N] float32.
+def decoupled_gae(
+    values: np.ndarray,
+    offsets: np.ndarray,
+    rewards: np.ndarray,
+    lambda_policy: np.ndarray | float,
+    lambda_critic: float,
+    mask: np.ndarray | None = None,
+    threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages [N] at lambda_policy and value targets [N] at lambda_critic, both float32, in one pass.
 
-    GAE (arXiv 1506.02438) equation 16 with gamma = 1; the recursion runs in float64.
+    delta[t] = r[t] + V[t+1] - V[t]; A[t] = delta[t] + lambda_policy * A[t+1] (GAE, arXiv 1506.02438, equation 16);
+    target[t] = V[t] + C[t] with C[t] = delta[t] + lambda_critic * C[t+1]: the critic's targets have their own lambda
+    and never come from the policy's advantages (VC-PPO, arXiv 2503.01491, section 3.2; VAPO section 4.1.2). With
+    lambda_critic = 1 they are exactly the rewards, the Monte-Carlo returns. The recursions run in float64.
 
     Args:
-        values: [N], V before each token.
+        values: [N] float32, V before each token.
         offsets: [B+1].
         rewards: [B], given on the last token of each response.
-        lambdas: [B], one per response (VAPO section 4.2.1), or a scalar for all.
+        lambda_policy: [B], one per response (VAPO section 4.2.1), or a scalar for all.
+        lambda_critic: a scalar.
+        mask: [N] bool, the response_mask: a token that is False is no action. It is stepped over, whatever its
+            value (NaN included), and gets 0 and 0; the reward sits on the last token that is one.
+        threads: how many work side by side; None: one per core.
     """
-    per_row = np.broadcast_to(np.asarray(lambdas, np.float64), rewards.shape)
+    advantages, targets = np.empty(len(values), np.float32), np.empty(len(values), np.float32)
+    _in_threads(values, offsets, rewards, lambda_policy, lambda_critic, mask, advantages, targets, threads)
+    return advantages, targets
+
+
+def gae(
+    values: np.ndarray,
+    offsets: np.ndarray,
+    rewards: np.ndarray,
+    lambdas: np.ndarray | float,
+    mask: np.ndarray | None = None,
+    threads: int | None = None,
+) -> np.ndarray:
+    """The advantages [N] of `decoupled_gae` alone; `lambdas` is [B] or a scalar."""
     out = np.empty(len(values), np.float32)
-    _gae(values, offsets, rewards, per_row, out)
+    _in_threads(values, offsets, rewards, lambdas, 1.0, mask, out, None, threads)
     return out
 
 
-def value_targets(values: np.ndarray, offsets: np.ndarray, rewards: np.ndarray, lambda_critic: float) -> np.ndarray:
-    """values + GAE at lambda_critic: [N] float32; with lambda_critic = 1 exactly the Monte-Carlo return.
+def group_normalised(rewards: np.ndarray, groups: np.ndarray, *, divide_by_std: bool) -> np.ndarray:
+    """(R - mean of its group) / std of its group, one per response: [B] float32.
 
-    Decoupled GAE, VC-PPO (arXiv 2503.01491) section 3.2: the critic's targets come from their own lambda, never from
-    the policy's advantages.
+    GRPO (arXiv 2402.03300) section 4.1.2; without the division Dr.GRPO (arXiv 2503.20783) section 3.2. The papers are
+    silent on the kind of std: ours is the population's. A group of one, or one whose rewards are equal, gets 0.
+
+    Args:
+        rewards: [B].
+        groups: [B] integers from 0, say the index of the prompt; a group's rows may lie anywhere.
     """
-    if lambda_critic == 1.0:
-        return np.repeat(rewards, np.diff(offsets)).astype(np.float32)
-    return (values + gae(values, offsets, rewards, lambda_critic)).astype(np.float32)
+    rewards = np.asarray(rewards, np.float64)
+    assert np.isfinite(rewards).all()
+    counts = np.bincount(groups)
+    lowest, highest = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
+    np.minimum.at(lowest, groups, rewards)
+    np.maximum.at(highest, groups, rewards)
+    differ = (highest > lowest)[groups]  # not std > 0: the mean of equal rewards may be off by a rounding error
+    centred = np.where(differ, rewards - group_mean(rewards, groups), 0.0)
+    if divide_by_std:
+        std = np.sqrt(np.bincount(groups, centred**2) / np.maximum(counts, 1))[groups]
+        centred = np.divide(centred, std, out=centred, where=differ)
+    return centred.astype(np.float32)
+
+
+def group_mean(rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The mean reward of each response's group, the baseline in a critic's place: [B] float64."""
+    return (np.bincount(groups, rewards) / np.maximum(np.bincount(groups), 1))[groups]
+
+
+def informative_groups(correct: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Which groups hold both correct and wrong responses: [P] bool (dynamic sampling, DAPO section 3.2).
+
+    `correct` [B] bool is the verdict before any shaping, `groups` [B] as in `group_normalised`.
+    """
+    right = np.bincount(groups, correct)
+    return (right > 0) & (right < np.bincount(groups))
 
 
 def whiten(advantages: np.ndarray) -> np.ndarray:
@@ -59,16 +120,59 @@ def whiten(advantages: np.ndarray) -> np.ndarray:
     return (centred / spread if spread > 1e-8 else centred).astype(np.float32)
 
 
-@njit(cache=True)
-def _gae(values, offsets, rewards, lambdas, out):  # type: ignore[no-untyped-def]
-    for row in range(len(offsets) - 1):
-        start, end = offsets[row], offsets[row + 1]
-        following_value = np.float64(0.0)
-        following_advantage = np.float64(0.0)
-        reward = np.float64(rewards[row])
+def _in_threads(
+    values: np.ndarray,
+    offsets: np.ndarray,
+    rewards: np.ndarray,
+    lambda_policy: np.ndarray | float,
+    lambda_critic: float,
+    mask: np.ndarray | None,
+    advantages: np.ndarray,
+    targets: np.ndarray | None,
+    threads: int | None,
+) -> None:
+    """Cut the rows into parts of about as many tokens; the kernel lets go of the interpreter's lock."""
+    assert offsets[0] == 0
+    assert offsets[-1] == len(values)
+    assert mask is None or len(mask) == len(values)
+    lambdas = np.broadcast_to(np.asarray(lambda_policy, np.float64), rewards.shape)
+    threads = threads or os.cpu_count() or 1
+    parts = 1 if threads == 1 or len(values) < ALONE else 4 * threads
+    cuts = np.searchsorted(offsets, np.linspace(0, len(values), parts + 1)[1:-1])
+    bounds = [0, *cuts.tolist(), len(rewards)]
+
+    def part(first: int, last: int) -> None:
+        _gae(values, offsets, rewards, lambdas, float(lambda_critic), mask, advantages, targets, first, last)
+
+    if parts == 1:
+        part(0, len(rewards))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, bounds[:-1], bounds[1:]))
+
+
+# "contract": one fused multiply-add per step, rounded once; the loop waits for it, so it sets the speed.
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _gae(  # type: ignore[no-untyped-def]
+    values, offsets, rewards, lambdas, lambda_critic, mask, advantages, targets, first, last
+):
+    monte_carlo = lambda_critic == 1.0
+    for row in range(first, last):
+        start, end, lambda_policy = offsets[row], offsets[row + 1], lambdas[row]
+        reward, following_value = np.float64(rewards[row]), np.float64(0.0)
+        advantage, towards_target = np.float64(0.0), np.float64(0.0)
         for t in range(end - 1, start - 1, -1):
+            if mask is not None and not mask[t]:
+                advantages[t] = 0.0
+                if targets is not None:
+                    targets[t] = 0.0
+                continue
             value = np.float64(values[t])
-            following_advantage = reward + following_value - value + lambdas[row] * following_advantage
-            out[t] = following_advantage
-            following_value = value
-            reward = np.float64(0.0)
+            delta = reward + following_value - value
+            advantage = delta + lambda_policy * advantage
+            advantages[t] = advantage
+            if targets is not None:
+                towards_target = delta + lambda_critic * towards_target
+                # A Monte-Carlo return is the reward itself: the recursion would leave 1e-17 of a reward of 0.
+                targets[t] = rewards[row] if monte_carlo else value + towards_target
+            following_value, reward = value, np.float64(0.0)

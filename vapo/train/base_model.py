@@ -21,7 +21,7 @@ from vapo.seeds import derive
 from vapo.store import save_checkpoint
 from vapo.tables import read_table
 from vapo.train.batches import micro_batches
-from vapo.train.models import response_logits, save_model
+from vapo.train.models import response_hidden, save_model
 from vapo.train.optimizer import Optimizer
 
 VOCABULARY_START = PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -134,7 +134,8 @@ def _train(
         total = sum(len(responses[r]) for r in batch)
         step_loss = 0.0
         for micro in micro_batches(prompts, responses, batch, MICRO_BATCH):
-            part = F.cross_entropy(response_logits(model, micro), micro.targets, reduction="sum") / total
+            logits = model.lm_head(response_hidden(model, micro))
+            part = F.cross_entropy(logits, micro.targets, reduction="sum") / total
             part.backward()
             step_loss += part.item()
         remaining = (section.steps - step) / (section.steps * (1 - DECAY_FROM))

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vapo.errors import UserError
 from vapo.schemas import REWARDS, ROLLOUTS
 from vapo.tables import check_joined, flat, read_table, rows
 from vapo.train.batches import micro_batches, scatter
-from vapo.train.models import response_values
+from vapo.train.models import Checkpoint, check_same_tokenizer, response_values
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,27 @@ def read_rollouts(rollouts: Path, rewards: Path) -> Rollouts:
         flat(graded, "reward"),
         flat(graded, "correct"),
     )
+
+
+def named(data: Rollouts, chosen: np.ndarray, most: int = 5) -> str:
+    """Rows as a person finds them again: their rollout IDs, the first few by name."""
+    ids = ", ".join(data.rollout_ids[row] for row in chosen[:most])
+    return f"rollouts {ids}" + (f" and {len(chosen) - most} more" if len(chosen) > most else "")
+
+
+def check_critic(policy: Checkpoint, critic: Checkpoint) -> None:
+    """A critic is for the one policy that it was trained or updated with, and reads text alike.
+
+    Raises:
+        UserError: it belongs to another policy, or their tokenizers differ.
+    """
+    check_same_tokenizer(policy, critic)
+    belongs = critic.manifest.facts.get("policy")
+    if belongs != policy.manifest.digest:
+        raise UserError(
+            f"the critic was trained for policy {str(belongs)[:12]}, this policy is {policy.manifest.digest[:12]}: "
+            "pretrain a critic for it, or take both from the same iteration"
+        )
 
 
 @torch.no_grad()

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from vapo.errors import UserError
+from vapo.rl.logprobs import token_logprobs
 from vapo.store import Manifest, open_checkpoint, read_manifest, save_checkpoint
 from vapo.train.batches import MicroBatch
 from vapo.train.optimizer import Optimizer
 
+LOGITS_AT_ONCE = 2**25  # 128 MiB of float32: 220 tokens of a vocabulary of 151,936, all tokens of a small one
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -70,27 +72,25 @@ def critic_from_policy(folder: Path) -> nn.Module:
     return _ready(critic)
 
 
-def response_logits(policy: Any, batch: MicroBatch) -> Tensor:
-    """Logits [n, V] of the positions that predict the response tokens; no other position meets the vocabulary.
+def response_hidden(policy: Any, batch: MicroBatch) -> Tensor:
+    """Last hidden states [n, H] of the positions that predict the response tokens: no other meets the vocabulary.
 
     Right padding and causal attention: no real token sees a padded one, so no mask is needed.
     """
-    hidden = policy.model(input_ids=batch.tokens, use_cache=False).last_hidden_state
-    return policy.lm_head(hidden[batch.row_index, batch.column_index]).float()
+    hidden: Tensor = policy.model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+    return hidden[batch.row_index, batch.column_index]
 
 
-def response_logprobs(policy: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+def response_logprobs(policy: Any, batch: MicroBatch, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
     """(logprobs [n] of the response tokens, entropy [n] of the distributions they come from)."""
-    log_probabilities = response_logits(policy, batch).log_softmax(-1)
-    logprobs = log_probabilities.gather(-1, batch.targets[:, None])[:, 0]
-    entropy = -(log_probabilities.detach().exp() * log_probabilities.detach()).sum(-1)
-    return logprobs, entropy
+    chunk = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
+    hidden = response_hidden(policy, batch)
+    return token_logprobs(policy.lm_head, hidden, batch.targets, chunk, entropy_gradient=entropy_gradient)
 
 
 def response_values(critic: Any, batch: MicroBatch) -> Tensor:
     """V before each response token is emitted: [n], from the position that predicts it."""
-    hidden = critic.model(input_ids=batch.tokens, use_cache=False).last_hidden_state
-    return critic.score(hidden[batch.row_index, batch.column_index].float())[:, 0]
+    return critic.score(response_hidden(critic, batch).float())[:, 0]
 
 
 def save_model(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vapo.errors import UserError
+from vapo.train.ranks import add_up_gradients
 
 
 class Optimizer:
@@ -24,17 +25,23 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
         self.steps = 0
 
-    def step(self, scale: float = 1.0) -> float:
+    def step(self, scale: float = 1.0, *, batch: str = "a batch") -> float:
         """Clip, update, clear; returns the gradient norm before clipping. `scale` multiplies the learning rate.
+
+        Where this process is one of several ranks, their gradients are added up first.
+
+        Args:
+            batch: what the gradient came from, for the error.
 
         Raises:
             UserError: the gradient is not finite; nothing was updated.
         """
+        add_up_gradients(self.parameters)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         if not norm < float("inf"):
             raise UserError(
-                f"gradient norm {norm} at optimiser step {self.steps + 1}: lower the learning rate ({self.lr}); "
-                "the last checkpoint is kept"
+                f"the gradient's norm is {norm} at optimiser step {self.steps + 1}, from {batch}: lower the learning "
+                f"rate ({self.lr}) or look at these rows; the last checkpoint is kept"
             )
         for group in self.adamw.param_groups:
             group["lr"] = self.lr * scale * min(1.0, (self.steps + 1) / max(self.warmup_steps, 1))

@@ -1,0 +1,37 @@
+"""The next policy where advantages need no critic: the same stage, without one."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def ppo_update(
+    section: str,
+    seed: int,
+    iteration: int,
+    store: str,
+    rollouts: dsl.Input[dsl.Dataset],
+    rewards: dsl.Input[dsl.Dataset],
+    experience: dsl.Input[dsl.Dataset],
+    policy: dsl.Input[dsl.Model],
+    reference: dsl.Input[dsl.Model],
+    new_policy: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Make the next policy checkpoint."""
+    from vapo.stage import run
+
+    run(
+        "ppo_update",
+        section=section,
+        parameters={"seed": seed, "iteration": iteration, "store": store},
+        inputs={
+            "rollouts": rollouts,
+            "rewards": rewards,
+            "experience": experience,
+            "policy": policy,
+            "reference": reference,
+        },
+        outputs={"new_policy": new_policy, "metrics": metrics},
+    )
