@@ -27,7 +27,14 @@ def evaluate(
     seed: int,
 ) -> Outputs:
     sampled = rollout(
-        section=rollout_section, seed=seed, iteration=0, purpose="evaluation", prompts=prompts, policy=policy
+        section=rollout_section,
+        seed=seed,
+        iteration=0,
+        draw=1,
+        wanted_groups=0,
+        purpose="evaluation",
+        prompts=prompts,
+        policy=policy,
     )
     graded = verification(
         section=verification_section,

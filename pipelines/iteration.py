@@ -1,8 +1,10 @@
-"""One iteration as a sub-pipeline: rollout, verification, advantages, PPO update."""
+"""One iteration as a sub-pipeline: rollout and verification, as often as is drawn, then advantages and PPO update."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
 
 from components.advantages.component import advantages
 from components.history.component import history as record
@@ -29,111 +31,164 @@ class OutputsWithoutCritic(NamedTuple):
     experience: dsl.Dataset
 
 
-def _stages(
+@cache
+def iteration_pipeline(draws: int, has_critic: bool) -> BaseComponent:
+    """The sub-pipeline of every iteration of a run.
+
+    Args:
+        draws: how often prompts are drawn at most (dynamic sampling): a later draw samples only if groups are wanting.
+        has_critic: whether a critic comes in and goes out.
+    """
+    return _with_critic(draws) if has_critic else _without_critic(draws)
+
+
+def _with_critic(draws: int) -> BaseComponent:
+    @dsl.pipeline(name="iteration", description="Sample, grade, estimate advantages, update policy and critic")
+    def iterate(
+        policy: dsl.Input[dsl.Model],
+        reference: dsl.Input[dsl.Model],
+        critic: dsl.Input[dsl.Model],
+        prompts: dsl.Input[dsl.Dataset],
+        history: dsl.Input[dsl.Dataset],
+        rollout_section: str,
+        verification_section: str,
+        advantages_section: str,
+        ppo_update_section: str,
+        wanted_groups: int,
+        iteration: int,
+        seed: int,
+        store: str,
+    ) -> Outputs:
+        sampled = _draw(
+            draws, policy, prompts, history, rollout_section, verification_section, wanted_groups, iteration, seed
+        )
+        estimated = advantages(
+            section=advantages_section,
+            iteration=iteration,
+            rollouts=sampled["rollouts"],
+            rewards=sampled["rewards"],
+            critic=critic,
+        )
+        updated = ppo_update(
+            section=ppo_update_section,
+            seed=seed,
+            iteration=iteration,
+            store=store,
+            rollouts=sampled["rollouts"],
+            rewards=sampled["rewards"],
+            experience=estimated.outputs["experience"],
+            policy=policy,
+            reference=reference,
+            critic=critic,
+        )
+        return Outputs(critic=updated.outputs["new_critic"], **_handed_on(sampled, estimated, updated, iteration))
+
+    return iterate
+
+
+def _without_critic(draws: int) -> BaseComponent:
+    @dsl.pipeline(name="iteration", description="Sample, grade, estimate advantages from groups, update the policy")
+    def iterate(
+        policy: dsl.Input[dsl.Model],
+        reference: dsl.Input[dsl.Model],
+        prompts: dsl.Input[dsl.Dataset],
+        history: dsl.Input[dsl.Dataset],
+        rollout_section: str,
+        verification_section: str,
+        advantages_section: str,
+        ppo_update_section: str,
+        wanted_groups: int,
+        iteration: int,
+        seed: int,
+        store: str,
+    ) -> OutputsWithoutCritic:
+        sampled = _draw(
+            draws, policy, prompts, history, rollout_section, verification_section, wanted_groups, iteration, seed
+        )
+        estimated = advantages(
+            section=advantages_section,
+            iteration=iteration,
+            rollouts=sampled["rollouts"],
+            rewards=sampled["rewards"],
+        )
+        updated = ppo_update_without_critic(
+            section=ppo_update_section,
+            seed=seed,
+            iteration=iteration,
+            store=store,
+            rollouts=sampled["rollouts"],
+            rewards=sampled["rewards"],
+            experience=estimated.outputs["experience"],
+            policy=policy,
+            reference=reference,
+        )
+        return OutputsWithoutCritic(**_handed_on(sampled, estimated, updated, iteration))
+
+    return iterate
+
+
+def _draw(
+    draws: int,
     policy: Any,
-    reference: Any,
-    critic: dict[str, Any],
     prompts: Any,
     history: Any,
-    sections: tuple[str, str, str, str],
+    rollout_section: str,
+    verification_section: str,
+    wanted_groups: int,
     iteration: int,
     seed: int,
-    store: str,
-) -> dict[str, dsl.PipelineTask]:
-    """The tasks of an iteration by stage; `critic` is {"critic": artifact} or empty."""
-    rollout_section, verification_section, advantages_section, ppo_update_section = sections
-    sampled = rollout(
-        section=rollout_section, seed=seed, iteration=iteration, purpose="training", prompts=prompts, policy=policy
-    )
-    graded = verification(
-        section=verification_section,
-        iteration=iteration,
-        purpose="training",
-        prompts=prompts,
-        rollouts=sampled.outputs["rollouts"],
-    )
-    estimated = advantages(
-        section=advantages_section,
-        iteration=iteration,
-        rollouts=sampled.outputs["rollouts"],
-        rewards=graded.outputs["rewards"],
-        **critic,
-    )
-    updated = (ppo_update if critic else ppo_update_without_critic)(
-        section=ppo_update_section,
-        seed=seed,
-        iteration=iteration,
-        store=store,
-        rollouts=sampled.outputs["rollouts"],
-        rewards=graded.outputs["rewards"],
-        experience=estimated.outputs["experience"],
-        policy=policy,
-        reference=reference,
-        **critic,
-    )
+) -> dict[str, Any]:
+    """Rollouts and rewards of all draws, the metrics of the last one, and the history with those before."""
+    found: dict[str, Any] = {}
+    for draw in range(1, draws + 1):
+        if found:
+            earlier = {name: found[f"{name}_metrics"] for name in ("rollout", "verification")}
+            recorded = record(iteration=iteration, purpose=f"draw-{draw - 1}", previous=history, **earlier)
+            history = recorded.outputs["new_history"]
+        sampled = rollout(
+            section=rollout_section,
+            seed=seed,
+            iteration=iteration,
+            draw=draw,
+            wanted_groups=wanted_groups if found else 0,  # nothing is known before the first draw
+            purpose="training",
+            prompts=prompts,
+            policy=policy,
+            **{f"previous_{name}": found[name] for name in ("rollouts", "rewards") if found},
+        )
+        graded = verification(
+            section=verification_section,
+            iteration=iteration,
+            purpose="training",
+            prompts=prompts,
+            rollouts=sampled.outputs["rollouts"],
+        )
+        found = {
+            "rollouts": sampled.outputs["rollouts"],
+            "rewards": graded.outputs["rewards"],
+            "rollout_metrics": sampled.outputs["metrics"],
+            "verification_metrics": graded.outputs["metrics"],
+        }
+    return {**found, "history": history}
+
+
+def _handed_on(
+    sampled: dict[str, Any], estimated: dsl.PipelineTask, updated: dsl.PipelineTask, iteration: int
+) -> dict[str, Any]:
+    """What either kind of iteration hands on."""
     recorded = record(
         iteration=iteration,
         purpose="training",
-        previous=history,
-        rollout=sampled.outputs["metrics"],
-        verification=graded.outputs["metrics"],
+        previous=sampled["history"],
+        rollout=sampled["rollout_metrics"],
+        verification=sampled["verification_metrics"],
         advantages=estimated.outputs["metrics"],
         ppo_update=updated.outputs["metrics"],
     )
     return {
-        "rollout": sampled,
-        "verification": graded,
-        "advantages": estimated,
-        "ppo_update": updated,
-        "history": recorded,
+        "policy": updated.outputs["new_policy"],
+        "history": recorded.outputs["new_history"],
+        "rollouts": sampled["rollouts"],
+        "rewards": sampled["rewards"],
+        "experience": estimated.outputs["experience"],
     }
-
-
-def _outputs(tasks: dict[str, dsl.PipelineTask]) -> dict[str, Any]:
-    """What either kind of iteration hands on."""
-    return {
-        "policy": tasks["ppo_update"].outputs["new_policy"],
-        "history": tasks["history"].outputs["new_history"],
-        "rollouts": tasks["rollout"].outputs["rollouts"],
-        "rewards": tasks["verification"].outputs["rewards"],
-        "experience": tasks["advantages"].outputs["experience"],
-    }
-
-
-@dsl.pipeline(name="iteration", description="Sample, grade, estimate advantages, update policy and critic")
-def iterate(
-    policy: dsl.Input[dsl.Model],
-    reference: dsl.Input[dsl.Model],
-    critic: dsl.Input[dsl.Model],
-    prompts: dsl.Input[dsl.Dataset],
-    history: dsl.Input[dsl.Dataset],
-    rollout_section: str,
-    verification_section: str,
-    advantages_section: str,
-    ppo_update_section: str,
-    iteration: int,
-    seed: int,
-    store: str,
-) -> Outputs:
-    sections = (rollout_section, verification_section, advantages_section, ppo_update_section)
-    tasks = _stages(policy, reference, {"critic": critic}, prompts, history, sections, iteration, seed, store)
-    return Outputs(critic=tasks["ppo_update"].outputs["new_critic"], **_outputs(tasks))
-
-
-@dsl.pipeline(name="iteration", description="Sample, grade, estimate advantages from groups, update the policy")
-def iterate_without_critic(
-    policy: dsl.Input[dsl.Model],
-    reference: dsl.Input[dsl.Model],
-    prompts: dsl.Input[dsl.Dataset],
-    history: dsl.Input[dsl.Dataset],
-    rollout_section: str,
-    verification_section: str,
-    advantages_section: str,
-    ppo_update_section: str,
-    iteration: int,
-    seed: int,
-    store: str,
-) -> OutputsWithoutCritic:
-    sections = (rollout_section, verification_section, advantages_section, ppo_update_section)
-    tasks = _stages(policy, reference, {}, prompts, history, sections, iteration, seed, store)
-    return OutputsWithoutCritic(**_outputs(tasks))

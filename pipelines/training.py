@@ -10,7 +10,7 @@ from components.history.component import history as record
 from components.problems.component import problems
 from components.report.component import report
 from pipelines.evaluation import evaluate
-from pipelines.iteration import iterate, iterate_without_critic
+from pipelines.iteration import iteration_pipeline
 from pipelines.value_pretraining import pretrain_critic
 from vapo.recipe import Recipe, Section
 
@@ -30,9 +30,11 @@ def evaluated_iterations(recipe: Recipe) -> list[int]:
 def training_pipeline(recipe: Recipe) -> BaseComponent:
     """The pipeline of a recipe; its sections are the pipeline's parameters.
 
-    Only iterations, evaluation.every, and whether there is a critic (advantages.estimator) shape the graph.
+    What shapes the graph: iterations, evaluation.every, rollout.draws, and whether there is a critic
+    (advantages.estimator).
     """
     evaluated = evaluated_iterations(recipe)
+    iterate = iteration_pipeline(recipe.rollout.draws, recipe.has_critic)
 
     @dsl.pipeline(name=f"vapo-{recipe.name}", description="VAPO: value-based augmented PPO, arXiv 2504.05118")
     def training(
@@ -49,6 +51,7 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
         ppo_update_section: str = as_json(recipe.ppo_update),
         evaluation_section: str = as_json(recipe.evaluation),
         report_section: str = as_json(recipe.report),
+        wanted_groups: int = recipe.advantages.keep_groups,
         recipe_json: str = as_json(recipe),
     ) -> Outputs:
         made = problems(section=problems_section, seed=seed)
@@ -90,7 +93,7 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
             pretraining = {"pretraining": pretrained.outputs["pretraining"]}
         first = last = None
         for number in range(1, recipe.iterations + 1):
-            last = (iterate if recipe.has_critic else iterate_without_critic)(
+            last = iterate(
                 **critic,
                 policy=policy,
                 reference=base.outputs["policy"],
@@ -100,6 +103,7 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
                 verification_section=verification_section,
                 advantages_section=advantages_section,
                 ppo_update_section=ppo_update_section,
+                wanted_groups=wanted_groups,
                 iteration=number,
                 seed=seed,
                 store=store,

@@ -28,7 +28,14 @@ def pretrain_critic(
     store: str,
 ) -> Outputs:
     sampled = rollout(
-        section=rollout_section, seed=seed, iteration=0, purpose="value_pretraining", prompts=prompts, policy=policy
+        section=rollout_section,
+        seed=seed,
+        iteration=0,
+        draw=1,
+        wanted_groups=0,
+        purpose="value_pretraining",
+        prompts=prompts,
+        policy=policy,
     )
     graded = verification(
         section=verification_section,

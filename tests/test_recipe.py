@@ -139,7 +139,8 @@ def test_dapo_is_grpo_with_its_four_techniques() -> None:
     assert differing("dapo", "grpo") == {
         "ppo_update.clip_high": 0.28,
         "ppo_update.loss_aggregation": "token",
-        "rollout.prompts": 96,
+        "rollout.prompts": 32,
+        "rollout.draws": 3,
         "advantages.keep_groups": 64,
         "verification.overlong_tokens": 248,
         "verification.overlong_cache": 50,
@@ -430,7 +431,7 @@ def test_a_damaged_resolved_recipe(tmp_path: Path, content: str) -> None:
         ({"ppo_update": {"clip_hihg": 0.3}}, "unknown key 'ppo_update.clip_hihg': did you mean 'clip_high'?"),
         ({"rolout": {}}, "unknown key 'rolout': did you mean 'rollout'?"),
         ({"advantages": {"lamda_policy": 0.9}}, "did you mean 'lambda_policy'?"),
-        ({"advantages": {"zzz": 0.9}}, "known keys: alpha, estimator, keep_groups, lambda_critic, "),
+        ({"advantages": {"zzz": 0.9}}, "known keys: alpha, drop_truncated, estimator, keep_groups, lambda_critic, "),
     ],
 )
 def test_a_misspelt_key(data: dict[str, Any], said: str) -> None:
@@ -445,7 +446,7 @@ def test_a_misspelt_key(data: dict[str, Any], said: str) -> None:
         ("problems", {"examples": 9, "min_steps": 9, "max_steps": 8}, "min_steps 9 is above problems.max_steps 8"),
         ("problems", {"source": "file", "path": "x"}, "base_model.path is empty: give the folder"),
         ("problems", {"examples": 0}, "set problems.examples"),
-        ("problems", {"examples": 9, "train": 511}, "rollout.prompts 512 is above problems.train 511"),
+        ("problems", {"examples": 9, "train": 511}, "draws up to 512 prompts (rollout.prompts x rollout.draws), above"),
         ("base_model", {"hidden_size": 30, "heads": 4}, "choose a multiple of 2 x heads (8)"),
         ("base_model", {"hidden_size": 12, "heads": 4}, "choose a multiple of 2 x heads (8)"),  # 3 per head: odd
         ("rollout", {"temperature": 0.7}, "training samples at 1.0"),
@@ -478,7 +479,8 @@ def test_a_misspelt_key(data: dict[str, Any], said: str) -> None:
             {"estimator": "group_normalised"},
             "'group_normalised' has no critic, but value_pretraining.max_steps is 150: set it to 0, or estimator to",
         ),
-        ("advantages", {"keep_groups": 513}, "keep_groups 513 is above rollout.prompts 512: sample more"),
+        ("advantages", {"keep_groups": 513}, "keep_groups 513 is above rollout.prompts 512 x rollout.draws 1"),
+        ("rollout", {"draws": 2}, "draws 2: drawing ends when advantages.keep_groups is reached, but that is 0"),
         ("advantages", {"keep_groups": 31}, "mini_batch 512 is above the 496 responses"),
         ("ppo_update", {"mini_batch": 8193}, "mini_batch 8193 is above the 8192 responses"),
         ("ppo_update", {"dual_clip": 1}, "dual_clip 1.0 must be above 1 (say 3), or 0: off"),

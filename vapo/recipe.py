@@ -88,6 +88,9 @@ class Rollout(Section):
     engine: Literal["cpu"] = "cpu"
     prompts: int = Field(512, gt=0)
     samples: int = Field(16, gt=0)
+    draws: int = Field(
+        1, gt=0, le=20, description="dynamic sampling draws again, so often at most; it shapes the pipeline"
+    )
     temperature: float = Field(1.0, ge=0, description="0 is greedy; training wants 1")
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(20480, gt=0)
@@ -167,8 +170,9 @@ class Advantages(Section):
         0,
         ge=0,
         description="dynamic sampling (DAPO 3.2): train on the first so many prompts that have both correct and wrong "
-        "responses, so set rollout.prompts higher; 0: off, train on all",
+        "responses; rollout.draws says how often `rollout.prompts` more are drawn to find them; 0: off, train on all",
     )
+    drop_truncated: bool = Field(False, description="overlong filtering (DAPO 3.4): no training on cut responses")
     token_budget: int = Field(32768, gt=0)
 
     @model_validator(mode="after")
@@ -278,8 +282,12 @@ class Recipe(Section):
             )
         if self.problems.source == "file" and not self.base_model.path:
             raise ValueError("problems.source is 'file' and base_model.path is empty: give the folder of a checkpoint")
-        if self.rollout.prompts > self.problems.train:
-            raise ValueError(f"rollout.prompts {self.rollout.prompts} is above problems.train {self.problems.train}")
+        drawn = self.rollout.prompts * self.rollout.draws
+        if drawn > self.problems.train:
+            raise ValueError(
+                f"an iteration draws up to {drawn} prompts (rollout.prompts x rollout.draws), above problems.train "
+                f"{self.problems.train}"
+            )
         return self
 
     def _check_groups(self) -> None:
@@ -299,10 +307,16 @@ class Recipe(Section):
                 f"advantages.keep_groups {a.keep_groups} looks for prompts with correct and wrong responses, but "
                 "rollout.samples is 1: sample at least 2, or set keep_groups to 0"
             )
-        if a.keep_groups > self.rollout.prompts:
+        drawn = self.rollout.prompts * self.rollout.draws
+        if a.keep_groups > drawn:
             raise ValueError(
-                f"advantages.keep_groups {a.keep_groups} is above rollout.prompts {self.rollout.prompts}: sample more "
-                "prompts than you keep"
+                f"advantages.keep_groups {a.keep_groups} is above rollout.prompts {self.rollout.prompts} x "
+                f"rollout.draws {self.rollout.draws}: sample more prompts than you keep"
+            )
+        if self.rollout.draws > 1 and not a.keep_groups:
+            raise ValueError(
+                f"rollout.draws {self.rollout.draws}: drawing ends when advantages.keep_groups is reached, but that is "
+                "0: set it, or draws to 1"
             )
 
     @property
@@ -316,6 +330,7 @@ class Recipe(Section):
         return self.rollout.model_copy(
             update={
                 "prompts": self.problems.heldout,
+                "draws": 1,
                 "samples": e.samples,
                 "temperature": e.temperature,
                 "top_p": e.top_p,
@@ -325,7 +340,7 @@ class Recipe(Section):
     def rollout_for_value_pretraining(self) -> Rollout:
         """The rollout section that samples the fixed policy before the first update."""
         v = self.value_pretraining
-        return self.rollout.model_copy(update={"prompts": v.prompts, "samples": v.samples})
+        return self.rollout.model_copy(update={"prompts": v.prompts, "samples": v.samples, "draws": 1})
 
 
 def available_recipes() -> list[str]:

@@ -10,11 +10,15 @@ def rollout(
     section: str,
     seed: int,
     iteration: int,
+    draw: int,
+    wanted_groups: int,
     purpose: str,
     prompts: dsl.Input[dsl.Dataset],
     policy: dsl.Input[dsl.Model],
     rollouts: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    previous_rollouts: dsl.Input[dsl.Dataset] | None = None,
+    previous_rewards: dsl.Input[dsl.Dataset] | None = None,
 ) -> None:
     """Make the ROLLOUTS table of one iteration."""
     from vapo.stage import run
@@ -22,7 +26,18 @@ def rollout(
     run(
         "rollout",
         section=section,
-        parameters={"seed": seed, "iteration": iteration, "purpose": purpose},
-        inputs={"prompts": prompts, "policy": policy},
+        parameters={
+            "seed": seed,
+            "iteration": iteration,
+            "draw": draw,
+            "wanted_groups": wanted_groups,
+            "purpose": purpose,
+        },
+        inputs={
+            "prompts": prompts,
+            "policy": policy,
+            "previous_rollouts": previous_rollouts,
+            "previous_rewards": previous_rewards,
+        },
         outputs={"rollouts": rollouts, "metrics": metrics},
     )

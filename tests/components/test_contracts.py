@@ -107,6 +107,7 @@ def test_what_a_stage_can_do_without() -> None:
         "advantages": {"critic"},
         "ppo_update": {"critic", "new_critic"},
         "report": {"pretraining"},
+        "rollout": {"previous_rollouts", "previous_rewards"},
     }
 
 

@@ -215,6 +215,42 @@ def test_inside_an_iteration_without_critic(without_critic: dict[str, Any]) -> N
     assert handed_on(dag) == {key: where for key, where in HANDED_ON.items() if key != "critic"}
 
 
+@pytest.mark.parametrize("estimator", ["gae", "group_normalised"])
+def test_inside_an_iteration_that_draws_again(estimator: str) -> None:
+    """Each draw sees what the one before left; only the last goes on, and every draw's metrics reach the history."""
+    critic = ["value_pretraining.max_steps=0"] if estimator != "gae" else []
+    drawing = ["rollout.draws=3", "advantages.keep_groups=4", f"advantages.estimator={estimator}"]
+    dag = dag_of(parse(compile_pipeline(recipe(*drawing, *critic), IMAGE)), "iteration-002")
+    found = inside(dag)
+    assert set(found) == {
+        *("rollout", "rollout-2", "rollout-3", "verification", "verification-2", "verification-3"),
+        *("history", "history-2", "history-3", "advantages", "ppo-update"),
+    }
+    assert found["rollout"] == INSIDE["rollout"]
+    for number, before in (("-2", ""), ("-3", "-2")):
+        assert found[f"rollout{number}"] == INSIDE["rollout"] | {
+            "previous_rollouts": f"rollout{before}.rollouts",
+            "previous_rewards": f"verification{before}.rewards",
+        }
+        assert found[f"verification{number}"]["rollouts"] == f"rollout{number}.rollouts"
+    for name in ("advantages", "ppo-update"):
+        assert (found[name]["rollouts"], found[name]["rewards"]) == ("rollout-3.rollouts", "verification-3.rewards")
+    assert [found[f"history{n}"]["rollout"] for n in ("", "-2", "-3")] == [
+        "rollout.metrics",
+        "rollout-2.metrics",
+        "rollout-3.metrics",
+    ]
+    assert [found[f"history{n}"]["previous"] for n in ("", "-2", "-3")] == [
+        "history",
+        "history.new_history",
+        "history-2.new_history",
+    ]
+    parameters = [dag["tasks"][f"rollout{n}"]["inputs"]["parameters"] for n in ("", "-2", "-3")]
+    assert [p["draw"]["runtimeValue"]["constant"] for p in parameters] == [1, 2, 3]
+    assert parameters[0]["wanted_groups"]["runtimeValue"]["constant"] == 0
+    assert parameters[2]["wanted_groups"] == {"componentInputParameter": "wanted_groups"}
+
+
 @pytest.mark.parametrize("made", ["document", "without_critic"])
 def test_parameters_inside_an_iteration(made: str, request: pytest.FixtureRequest) -> None:
     for stage, task in dag_of(request.getfixturevalue(made), "iteration-002")["tasks"].items():
@@ -372,7 +408,7 @@ def difference(first: Any, second: Any, path: str = "") -> set[str]:
     [
         ("ppo_update.clip_high=0.24", {"ppo_update_section"}),
         ("advantages.alpha=0.1", {"advantages_section"}),
-        ("advantages.keep_groups=4", {"advantages_section"}),
+        ("advantages.keep_groups=4", {"advantages_section", "wanted_groups"}),
         ("ppo_update.kl_coef=0.01", {"ppo_update_section"}),
         ("verification.reward_wrong=0.0", {"verification_section"}),
         ("evaluation.samples=5", {"evaluation_section", "evaluation_rollout_section"}),

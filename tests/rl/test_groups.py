@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vapo.rl.advantages import group_mean, group_normalised, informative_groups
+from vapo.rl.groups import group_mean, group_normalised, informative_groups
 
 DIVIDED = pytest.mark.parametrize("divide_by_std", [False, True])
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vapo.rl.advantages import decoupled_gae, gae, group_normalised, length_adaptive_lambda, whiten
+from vapo.rl.advantages import decoupled_gae, gae, length_adaptive_lambda, whiten
 from vapo.rl.diagnostics import clipped_tokens, explained_variance
+from vapo.rl.groups import group_normalised
 from vapo.rl.losses import clipped_policy_loss, positive_lm_loss, token_weights, value_loss
 from vapo.tables import offsets_of
 

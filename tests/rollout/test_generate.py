@@ -17,7 +17,7 @@ from vapo.recipe import Rollout
 from vapo.rollout.decoder import Decoder
 from vapo.rollout.engine import generate
 from vapo.rollout.generate import rollout, stop_token_of
-from vapo.schemas import PROMPTS, ROLLOUTS
+from vapo.schemas import PROMPTS, REWARDS, ROLLOUTS
 from vapo.store import save_checkpoint
 from vapo.tables import flat, read_table, rows, write_table
 
@@ -62,7 +62,14 @@ def prompts(path: Path, texts: list[str]) -> None:
 
 
 def run(place: Path, name: str, section: Rollout = SECTION, **changed: Any) -> dict[str, float]:
-    parameters: dict[str, Any] = {"iteration": 1, "purpose": "train", "seed": 0, "prompts": place / "prompts"}
+    parameters: dict[str, Any] = {
+        "iteration": 1,
+        "draw": 1,
+        "wanted_groups": 0,
+        "purpose": "train",
+        "seed": 0,
+        "prompts": place / "prompts",
+    }
     return rollout(section, policy=place / "policy.json", rollouts=place / name, **{**parameters, **changed})
 
 
@@ -160,3 +167,72 @@ def test_no_stop_token(tmp_path: Path, config: dict[str, object]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="no eos_token_id"):
         stop_token_of(tmp_path)
+
+
+def grade(place: Path, name: str, correct: Callable[[int, int], bool]) -> Path:
+    """REWARDS of these rollouts: right or wrong by (number of the prompt, sample)."""
+    table = read_table(place / name, ROLLOUTS)
+    prompt_ids, samples = table["prompt_id"].to_pylist(), table["sample_index"].to_pylist()
+    right = [correct(int(p[1:]), k) for p, k in zip(prompt_ids, samples, strict=True)]
+    columns = {
+        "rollout_id": table["rollout_id"],
+        "correct": right,
+        "reward": [1.0 if r else -1.0 for r in right],
+        "extracted": [""] * len(right),
+        "verdict": ["matched" if r else "different" for r in right],
+    }
+    write_table(place / f"{name}-rewards", REWARDS, columns)
+    return place / f"{name}-rewards"
+
+
+DRAWS = SECTION.model_copy(update={"prompts": 2, "draws": 3})  # of seven prompts
+
+
+def again(
+    place: Path, name: str, draw: int, before: str, rewards: Path, wanted: int, **changed: Any
+) -> dict[str, float]:
+    more = {"previous_rollouts": place / before, "previous_rewards": rewards}
+    return run(place, name, DRAWS, draw=draw, wanted_groups=wanted, **more, **changed)
+
+
+def test_a_further_draw_adds_prompts_behind_those_there(place: Path) -> None:
+    """Groups are wanting: two more prompts, none of them seen before; what was sampled stays as it was."""
+    run(place, "d1", DRAWS)
+    rewards = grade(place, "d1", lambda p, k: k == 0 and p == 0)  # one informative group
+    metrics = again(place, "d2", 2, "d1", rewards, wanted=2)
+    first, both = read_table(place / "d1", ROLLOUTS), read_table(place / "d2", ROLLOUTS)
+    assert (metrics["prompts"], metrics["responses"]) == (4, 16)
+    assert both.slice(0, 8).equals(first)
+    assert both["prompt_id"].to_pylist() == [f"p{i}" for i in range(4) for _ in range(4)]
+    assert len(set(both["seed"].to_pylist())) == 16
+    assert len(set(both["rollout_id"].to_pylist())) == 16
+
+
+def test_enough_groups_end_the_drawing(place: Path) -> None:
+    """Both verdicts count, not the number of correct ones; the table is handed on as it is."""
+    run(place, "d1", DRAWS)
+    rewards = grade(place, "d1", lambda p, k: k == 0)
+    metrics = again(place, "d2", 2, "d1", rewards, wanted=2)
+    assert metrics["prompts"] == 2
+    assert read_table(place / "d2", ROLLOUTS).equals(read_table(place / "d1", ROLLOUTS))
+    everything_right = grade(place, "d1", lambda p, k: True)
+    assert again(place, "d2", 2, "d1", everything_right, wanted=1)["prompts"] == 4
+
+
+def test_no_prompt_comes_twice_in_an_iteration(place: Path) -> None:
+    """Three draws in each of two iterations, two prompts each, of seven: slices follow one another."""
+    found = []
+    for iteration in (1, 2):
+        run(place, "d", DRAWS, iteration=iteration)
+        for draw in (2, 3):
+            again(place, "e", draw, "d", grade(place, "d", lambda p, k: False), wanted=9, iteration=iteration)
+            (place / "e").replace(place / "d")
+        found.append(list(dict.fromkeys(read_table(place / "d", ROLLOUTS)["prompt_id"].to_pylist())))
+    assert found == [["p0", "p1", "p2", "p3", "p4", "p5"], ["p6", "p0", "p1", "p2", "p3", "p4"]]
+
+
+def test_rewards_of_other_rollouts_end_no_drawing(place: Path) -> None:
+    run(place, "d1", DRAWS)
+    run(place, "other", DRAWS, iteration=2)
+    with pytest.raises(UserError, match="rollout_id"):
+        again(place, "d2", 2, "d1", grade(place, "other", lambda p, k: k == 0), wanted=1)

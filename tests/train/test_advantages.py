@@ -216,3 +216,26 @@ def test_values_that_are_not_finite_are_named(world: World) -> None:
     with pytest.raises(UserError, match=r"values are not finite for rollouts 1/p0/0, .* and 7 more: lower"):
         run(world, "critic2")
     assert not world.experience.exists()
+
+
+def cut(world: World, rows_: list[int]) -> None:
+    """These responses were cut at the limit of generation."""
+    table = read_table(world.rollouts, ROLLOUTS)
+    columns: dict[str, Any] = {name: table[name] for name in table.column_names}
+    columns["finish_reason"] = ["length" if r in rows_ else "stop" for r in range(12)]
+    write_table(world.rollouts, ROLLOUTS, columns)
+
+
+def test_overlong_filtering_leaves_out_what_was_cut(world: World) -> None:
+    """Alone and within dynamic sampling's groups, whose choice it does not change; off, nothing is left out."""
+    world.write_rollouts(correct=[r in (3, 4, 5, 6, 10) for r in range(12)])
+    cut(world, [0, 6])
+    run(world)
+    assert trained(world) == list(range(12))
+    run(world, drop_truncated=True)
+    assert trained(world) == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    run(world, drop_truncated=True, keep_groups=1)
+    assert trained(world) == [7, 8]
+    cut(world, list(range(12)))
+    with pytest.raises(UserError, match=r"all of the 12 responses .* raise rollout\.max_new_tokens"):
+        run(world, drop_truncated=True)

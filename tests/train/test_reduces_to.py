@@ -37,6 +37,7 @@ DAPO_TO_GRPO = (
     "advantages.keep_groups=0",
     "verification.overlong_tokens=0",
     "rollout.prompts=64",
+    "rollout.draws=1",
 )
 # The sections that the training stages read; rollout and verification are their inputs here.
 SECTIONS = ("value_pretraining", "advantages", "ppo_update")

@@ -1,4 +1,4 @@
-"""Advantages and value targets over ragged rows: GAE with a lambda per response, decoupled, or group-normalised.
+"""Advantages and value targets over ragged rows: GAE with a lambda per response, decoupled.
 
 Axes: B responses, N all tokens of all responses; row i holds tokens offsets[i]:offsets[i+1], as they lie in Arrow.
 values[t] is V before token t is emitted, the reward sits on a response's last token, gamma is 1 and V after the last
@@ -70,44 +70,6 @@ def gae(
     out = np.empty(len(values), np.float32)
     _in_threads(values, offsets, rewards, lambdas, 1.0, mask, out, None, threads)
     return out
-
-
-def group_normalised(rewards: np.ndarray, groups: np.ndarray, *, divide_by_std: bool) -> np.ndarray:
-    """(R - mean of its group) / std of its group, one per response: [B] float32.
-
-    GRPO (arXiv 2402.03300) section 4.1.2; without the division Dr.GRPO (arXiv 2503.20783) section 3.2. The papers are
-    silent on the kind of std: ours is the population's. A group of one, or one whose rewards are equal, gets 0.
-
-    Args:
-        rewards: [B].
-        groups: [B] integers from 0, say the index of the prompt; a group's rows may lie anywhere.
-    """
-    rewards = np.asarray(rewards, np.float64)
-    assert np.isfinite(rewards).all()
-    counts = np.bincount(groups)
-    lowest, highest = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
-    np.minimum.at(lowest, groups, rewards)
-    np.maximum.at(highest, groups, rewards)
-    differ = (highest > lowest)[groups]  # not std > 0: the mean of equal rewards may be off by a rounding error
-    centred = np.where(differ, rewards - group_mean(rewards, groups), 0.0)
-    if divide_by_std:
-        std = np.sqrt(np.bincount(groups, centred**2) / np.maximum(counts, 1))[groups]
-        centred = np.divide(centred, std, out=centred, where=differ)
-    return centred.astype(np.float32)
-
-
-def group_mean(rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The mean reward of each response's group, the baseline in a critic's place: [B] float64."""
-    return (np.bincount(groups, rewards) / np.maximum(np.bincount(groups), 1))[groups]
-
-
-def informative_groups(correct: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Which groups hold both correct and wrong responses: [P] bool (dynamic sampling, DAPO section 3.2).
-
-    `correct` [B] bool is the verdict before any shaping, `groups` [B] as in `group_normalised`.
-    """
-    right = np.bincount(groups, correct)
-    return (right > 0) & (right < np.bincount(groups))
 
 
 def whiten(advantages: np.ndarray) -> np.ndarray:

@@ -10,15 +10,9 @@ import torch
 from vapo import recipe
 from vapo.errors import UserError
 from vapo.progress import Progress
-from vapo.rl.advantages import (
-    decoupled_gae,
-    group_mean,
-    group_normalised,
-    informative_groups,
-    length_adaptive_lambda,
-    whiten,
-)
+from vapo.rl.advantages import decoupled_gae, length_adaptive_lambda, whiten
 from vapo.rl.diagnostics import explained_variance
+from vapo.rl.groups import group_mean, group_normalised, informative_groups
 from vapo.schemas import EXPERIENCE
 from vapo.tables import offsets_of, write_table
 from vapo.train.experience import Rollouts, named, read_rollouts, values_of
@@ -49,7 +43,7 @@ def advantages(
     lengths, offsets = data.lengths, offsets_of(data.lengths)
     _, groups = np.unique(data.prompt_ids, return_inverse=True)
     informative = informative_groups(data.correct, groups)
-    trained = _trained(section, groups, informative)
+    trained = _trained(section, data, groups, informative)
     returns = np.repeat(data.rewards, lengths)
     if section.estimator == "gae":
         assert critic is not None
@@ -115,16 +109,23 @@ def _lambdas(section: recipe.Advantages, lengths: np.ndarray) -> np.ndarray:
     return np.full(len(lengths), section.lambda_policy, np.float64)
 
 
-def _trained(section: recipe.Advantages, groups: np.ndarray, informative: np.ndarray) -> np.ndarray:
-    """Which responses the update learns from, [B] bool: with dynamic sampling the first groups with both verdicts."""
-    if section.keep_groups == 0:
-        return np.ones(len(groups), bool)
-    if not informative.any():
-        raise UserError(
-            f"none of the {len(informative)} groups has both correct and wrong responses, so advantages.keep_groups "
-            f"{section.keep_groups} leaves nothing to learn from: raise rollout.prompts or rollout.samples, or take "
-            "problems that the policy solves sometimes"
-        )
-    order = list(dict.fromkeys(groups.tolist()))  # as they were sampled
-    kept = [group for group in order if informative[group]][: section.keep_groups]
-    return np.isin(groups, kept)
+def _trained(section: recipe.Advantages, data: Rollouts, groups: np.ndarray, informative: np.ndarray) -> np.ndarray:
+    """Which responses the update learns from, [B] bool: dynamic sampling's groups without those that were cut."""
+    trained = np.ones(len(groups), bool)
+    if section.keep_groups:
+        if not informative.any():
+            raise UserError(
+                f"none of the {len(informative)} groups has both correct and wrong responses, so "
+                f"advantages.keep_groups {section.keep_groups} leaves nothing to learn from: raise rollout.prompts or "
+                "rollout.samples, or take problems that the policy solves sometimes"
+            )
+        order = list(dict.fromkeys(groups.tolist()))  # as they were sampled
+        trained = np.isin(groups, [group for group in order if informative[group]][: section.keep_groups])
+    if section.drop_truncated:
+        trained &= ~data.truncated
+        if not trained.any():
+            raise UserError(
+                f"all of the {len(trained)} responses that are left were cut at the limit of generation, and "
+                "advantages.drop_truncated is set: raise rollout.max_new_tokens"
+            )
+    return trained

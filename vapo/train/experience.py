@@ -26,6 +26,7 @@ class Rollouts:
     logprobs: list[np.ndarray]  # B x float32 [T_i], the rollout engine's
     rewards: np.ndarray  # [B] float32
     correct: np.ndarray  # [B] bool
+    truncated: np.ndarray  # [B] bool, cut at the limit of generation
 
     @property
     def lengths(self) -> np.ndarray:
@@ -48,6 +49,7 @@ def read_rollouts(rollouts: Path, rewards: Path) -> Rollouts:
         rows(table, "rollout_logprobs"),
         flat(graded, "reward"),
         flat(graded, "correct"),
+        np.array([reason == "length" for reason in table["finish_reason"].to_pylist()], bool),
     )
 
 
