@@ -1,24 +1,33 @@
 """From a recipe to the IR YAML that kfp.local and a cluster take."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from kfp import compiler
+from kfp.dsl.base_component import BaseComponent
 
+from pipelines.outside import READS, stamp
 from pipelines.training import training_pipeline
 from vapo.recipe import Recipe
 
 
-def compile_pipeline(recipe: Recipe, image: str) -> str:
-    """The pipeline's IR as YAML text, every stage in `image`."""
+def compile_pipeline(
+    recipe: Recipe, image: str, pipeline_of: Callable[[Recipe], BaseComponent] = training_pipeline
+) -> str:
+    """The IR of a recipe's pipeline as YAML text, every stage in `image`."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "pipeline.yaml"
-        compiler.Compiler().compile(training_pipeline(recipe), str(path))
+        compiler.Compiler().compile(pipeline_of(recipe), str(path))
         documents: list[dict[str, Any]] = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    outside = recipe.outside()
     for executor in documents[0]["deploymentSpec"]["executors"].values():
-        executor["container"]["image"] = image
+        container = executor["container"]
+        container["image"] = image
+        if paths := outside.get(_stage_of(container)):
+            container.setdefault("env", []).append({"name": READS, "value": stamp(paths)})
     return yaml.safe_dump_all(documents, sort_keys=True, width=120)
 
 
@@ -34,9 +43,13 @@ def stages_of(ir: str) -> dict[str, int]:
             if "dag" in inner:
                 walk(inner)
                 continue
-            arguments = executors[inner["executorLabel"]]["container"]["args"]
-            stage = arguments[arguments.index("--function_to_execute") + 1]
+            stage = _stage_of(executors[inner["executorLabel"]]["container"])
             counts[stage] = counts.get(stage, 0) + 1
 
     walk(document["root"])
     return counts
+
+
+def _stage_of(container: dict[str, Any]) -> str:
+    arguments: list[str] = container["args"]
+    return arguments[arguments.index("--function_to_execute") + 1]

@@ -13,6 +13,8 @@ from components.verification.component import verification
 class Outputs(NamedTuple):
     history: dsl.Dataset
     evaluation: dsl.Dataset
+    rollouts: dsl.Dataset
+    rewards: dsl.Dataset
 
 
 @dsl.pipeline(name="evaluation", description="Accuracy of a policy on held-out prompts")
@@ -45,6 +47,7 @@ def evaluate(
     )
     measured = evaluation(
         section=evaluation_section,
+        seed=seed,
         iteration=iteration,
         prompts=prompts,
         rollouts=sampled.outputs["rollouts"],
@@ -58,4 +61,9 @@ def evaluate(
         verification=graded.outputs["metrics"],
         evaluation=measured.outputs["metrics"],
     )
-    return Outputs(history=recorded.outputs["new_history"], evaluation=measured.outputs["evaluation"])
+    return Outputs(
+        history=recorded.outputs["new_history"],
+        evaluation=measured.outputs["evaluation"],
+        rollouts=sampled.outputs["rollouts"],
+        rewards=graded.outputs["rewards"],
+    )

@@ -11,18 +11,21 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kfp.dsl.base_component import BaseComponent
 from rich.console import Console
 
 import vapo
 from pipelines.compiling import compile_pipeline, stages_of
+from pipelines.standalone import evaluation_pipeline
 from pipelines.tensorboard import EventFile, write_events
-from pipelines.watching import Task, Watch, iterations_table, overhead_table
+from pipelines.training import training_pipeline
+from pipelines.watching import Task, Watch, evaluation_table, iterations_table, last_accuracy, overhead_table
 from pipelines.workdir import Workdir, locked
 from vapo import worker
 from vapo.errors import StageFailed, UserError, as_user_error
@@ -44,14 +47,43 @@ class Finished:
 
 
 def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True) -> Finished:
-    """Execute the pipeline; what is complete in the working directory's cache is not done again.
+    """Execute the training pipeline; what is complete in the working directory's cache is not done again.
 
     Raises:
         UserError: a stage met something the user can cure.
         StageFailed: a stage failed otherwise.
     """
     folder = workdir.run_folder(recipe)
-    with locked(folder), tempfile.TemporaryDirectory(prefix="vapo-") as scratch:
+    with locked(folder):
+        history, watch = _run(recipe, training_pipeline, folder, workdir, console, warm)
+        write_events(folder / "tensorboard", history)
+    console.print(iterations_table(history))
+    accuracy = [row["value"] for row in history if (row["stage"], row["name"]) == ("evaluation", "accuracy")]
+    change = f"{accuracy[0]:.1%} -> {accuracy[-1]:.1%} ({100 * (accuracy[-1] - accuracy[0]):+.1f} points)"
+    _summary(console, watch, f"held-out accuracy {change}", folder)
+    return Finished(folder, history, watch.tasks)
+
+
+def evaluate(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True) -> Finished:
+    """Execute the evaluation pipeline of a recipe, likewise; raises what `run` does."""
+    folder = workdir.evaluation_folder(recipe)
+    with locked(folder):
+        history, watch = _run(recipe, evaluation_pipeline, folder, workdir, console, warm)
+    console.print(evaluation_table(history))
+    _summary(console, watch, f"accuracy {last_accuracy(history)}", folder)
+    return Finished(folder, history, watch.tasks)
+
+
+def _run(
+    recipe: Recipe,
+    pipeline_of: Callable[[Recipe], BaseComponent],
+    folder: Path,
+    workdir: Workdir,
+    console: Console,
+    warm: bool,
+) -> tuple[list[dict[str, Any]], Watch]:
+    """Execute a recipe's pipeline and leave its page in the folder: (the rows of HISTORY, who watched)."""
+    with tempfile.TemporaryDirectory(prefix="vapo-") as scratch:
         write_text(folder / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
         (folder / "report.html").unlink(missing_ok=True)
         # OpenMP threads that spin long make a stage five times slower when anything else wants a core (docs/log.md).
@@ -59,7 +91,7 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
         if recipe.runtime.threads:
             environment["OMP_NUM_THREADS"] = str(recipe.runtime.threads)
         with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):
-            ir = compile_pipeline(recipe, local_image())
+            ir = compile_pipeline(recipe, local_image(), pipeline_of)
             write_text(folder / "pipeline.yaml", ir)
             events = EventFile(folder / "tensorboard")
             with Watch(console, stages_of(ir), folder.name, console.is_terminal, events.add) as watch:
@@ -67,11 +99,8 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
                     outputs = _execute(ir, workdir, folder / "log.txt", watch)
                 finally:
                     events.close()
-        history = read_table(Path(outputs["history"].path), HISTORY).to_pylist()
-        write_events(folder / "tensorboard", history)
         shutil.copyfile(outputs["page"].path, folder / "report.html")
-    _summary(console, watch, history, folder)
-    return Finished(folder, history, watch.tasks)
+    return read_table(Path(outputs["history"].path), HISTORY).to_pylist(), watch
 
 
 def local_image() -> str:
@@ -199,15 +228,12 @@ def warm_worker(scratch: Path, log: Path, wanted: bool) -> Iterator[None]:
         process.wait()
 
 
-def _summary(console: Console, watch: Watch, history: list[dict[str, Any]], folder: Path) -> None:
-    seconds = time.monotonic() - watch.started
-    console.print(iterations_table(history))
+def _summary(console: Console, watch: Watch, outcome: str, folder: Path) -> None:
     if watch.tasks:
         console.print(overhead_table(watch.tasks))
-    accuracy = [row["value"] for row in history if (row["stage"], row["name"]) == ("evaluation", "accuracy")]
     console.print(
-        f"held-out accuracy {accuracy[0]:.1%} -> {accuracy[-1]:.1%} ({100 * (accuracy[-1] - accuracy[0]):+.1f} points)"
-        f" in {seconds:.0f} s; {len(watch.tasks)} tasks executed, {sum(watch.cached.values())} served from the cache",
+        f"{outcome} in {time.monotonic() - watch.started:.0f} s; {len(watch.tasks)} tasks executed, "
+        f"{sum(watch.cached.values())} served from the cache",
         highlight=False,
     )
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)

@@ -130,6 +130,9 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
             last_rewards=last.outputs["rewards"],
             last_experience=last.outputs["experience"],
             evaluation=measured.outputs["evaluation"],
+            evaluation_rollouts=measured.outputs["rollouts"],
+            evaluation_rewards=measured.outputs["rewards"],
+            evaluation_prompts=heldout_prompts,
             **pretraining,
         )
         return Outputs(policy=policy, history=history, page=written.outputs["page"])

@@ -11,11 +11,14 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vapo.report.curves import history_of
 from vapo.report.history import name_in_history
+from vapo.report.results import last_evaluation, number, results_table
 
 EXECUTING = re.compile(r"Executing task .*?'(?:\x1b\[\d+m)?(?P<task>[\w-]+)'")
 FINISHED = re.compile(r"Task .*?'(?P<task>[\w-]+)'.*? finished with status (?:\x1b\[\d+m)?SUCCESS")
@@ -115,14 +118,15 @@ class Watch:
         if stage == "ppo_update":
             self._say(f"iteration {iteration}: {self._row(iteration)}{self._eta()}")
         elif stage == "evaluation":
-            accuracy, k = event["metrics"]["accuracy"], event["metrics"]["samples_per_prompt"]
-            self._say(f"evaluation after iteration {iteration}: avg@{k:.0f} {accuracy:.1%}{self._eta()}")
+            k, accuracy = event["metrics"]["samples_per_prompt"], number(event["metrics"], "accuracy")
+            when = f" after iteration {iteration}" if "ppo_update" in self.planned else ""  # `vapo evaluate` has none
+            self._say(f"evaluation{when}: avg@{k:.0f} {accuracy}{self._eta()}")
         elif stage in ("problems", "base_model", "value_pretraining"):
-            shown = " ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items())
+            shown = " ".join(f"{name} {value:{_digits(value)}}" for name, value in event["metrics"].items())
             self._say(f"{stage}: {shown} ({event['seconds']:.0f} s)")
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, markup=False)
 
     def _row(self, iteration: int) -> str:
         return " ".join(f"{heading} {value}" for heading, value in self.rows[iteration].items())
@@ -170,12 +174,38 @@ def iterations_table(history: list[dict[str, Any]]) -> Table:
     table.add_column("iteration", justify="right", no_wrap=True)
     for heading, *_ in COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
-    known = {(row["iteration"], row["stage"], row["name"]): row["value"] for row in history}
+    known: dict[tuple[int, str], dict[str, float]] = defaultdict(dict)
+    for row in history:
+        known[row["iteration"], row["stage"]][row["name"]] = row["value"]
     for iteration in sorted({row["iteration"] for row in history}):
-        found = [known.get((iteration, stage, metric)) for _, stage, metric, _ in COLUMNS]
-        cells = ["" if v is None else c[3].format(v) for v, c in zip(found, COLUMNS, strict=True)]
+        cells = []
+        for _, stage, metric, shape in COLUMNS:
+            found = known[iteration, stage]
+            if metric not in found:
+                cells.append("")
+            elif stage == "evaluation":
+                cells.append(escape(number(found, metric)))  # rich would read "[78.1, 85.7]" as its own markup
+            else:
+                cells.append(shape.format(found[metric]))
         table.add_row(str(iteration), *cells)
     return table
+
+
+def evaluation_table(history: list[dict[str, Any]]) -> Table:
+    """The table at the end of an evaluation: all problems and each family, with intervals."""
+    heading, *lines = results_table(last_evaluation(history_of(history)))
+    table = Table(box=None, header_style="bold")
+    for text in heading:
+        table.add_column(text, justify="left" if text == "family" else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*map(escape, line))
+    return table
+
+
+def last_accuracy(history: list[dict[str, Any]]) -> str:
+    """The last evaluation's accuracy, say "82.0% [78.1, 85.7], avg@2 over 256 problems"."""
+    found = last_evaluation(history_of(history))
+    return f"{number(found, 'accuracy')}, avg@{found['samples_per_prompt']:.0f} over {found['problems']:.0f} problems,"
 
 
 def overhead_table(tasks: list[Task]) -> Table:
@@ -199,6 +229,11 @@ def overhead_table(tasks: list[Task]) -> Table:
 def _stage_of(task: str) -> str:
     """A kfp task name, say "ppo-update-3", as its stage."""
     return re.sub(r"-\d+$", "", task).replace("-", "_")
+
+
+def _digits(value: float) -> str:
+    """A count is shown whole."""
+    return ",.0f" if value == round(value) else ".4g"
 
 
 def _clock(seconds: float) -> str:

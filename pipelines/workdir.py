@@ -20,8 +20,9 @@ FORMAT = 1
 class Workdir:
     """One directory of runs.
 
-    RUN/recipe.json, pipeline.yaml, log.txt, report.html, tensorboard/ are a person's; .vapo/ holds what the runs
-    share: artifacts/ (kfp's), cache/ (kfp's), store/ (checkpoint objects).
+    RUN/recipe.json, pipeline.yaml, log.txt, report.html, tensorboard/ are a person's, and so are evaluations/NAME/;
+    .vapo/ holds what all share: artifacts/ (kfp's), cache/ (kfp's), store/ (checkpoint objects), models/ (links to
+    them, as folders that Hugging Face reads).
 
     Raises:
         UserError: the directory was made by another version of this layout.
@@ -30,7 +31,9 @@ class Workdir:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.shared = self.root / ".vapo"
-        self.artifacts, self.cache, self.store = (self.shared / n for n in ("artifacts", "cache", "store"))
+        self.artifacts, self.cache, self.store, self.models = (
+            self.shared / name for name in ("artifacts", "cache", "store", "models")
+        )
         marker = self.shared / "format.json"
         if marker.is_file():
             found = json.loads(marker.read_text(encoding="utf-8"))
@@ -47,6 +50,10 @@ class Workdir:
         """The folder of a recipe's run: the same recipe has the same folder."""
         digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:6]
         return self.root / f"{recipe.name}-{digest}"
+
+    def evaluation_folder(self, recipe: Recipe) -> Path:
+        """The folder of a `vapo evaluate`, apart from the runs, since there is nothing in it to resume."""
+        return self.root / "evaluations" / self.run_folder(recipe).name
 
     def runs(self) -> list[Path]:
         """All run folders, the latest begun last."""

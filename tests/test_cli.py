@@ -20,7 +20,7 @@ from vapo import __version__
 from vapo.recipe import available_recipes, load_recipe
 
 HEAVY = ("torch", "transformers", "kfp", "pyarrow", "numpy", "pipelines", "vapo.recipe")
-COMMANDS = ("run", "compile", "report")
+COMMANDS = ("run", "compile", "report", "evaluate")
 
 
 # Quick answers
@@ -100,6 +100,36 @@ def test_no_command_shows_the_help() -> None:
         pytest.param(["run", "--resume"], ["no interrupted run"], id="nothing to resume"),
         pytest.param(["report", "nosuch"], ["no run 'nosuch'", "there are []"], id="unknown run"),
         pytest.param(["report", "x", "--set", "seed=1"], ["[report] section only"], id="report changes the run"),
+        pytest.param(["evaluate", "model"], ["Missing option", "--problems"], id="nothing to evaluate on"),
+        pytest.param(["evaluate", "--problems", "p.jsonl"], ["MODEL"], id="nothing to evaluate"),
+        pytest.param(
+            ["evaluate", "nosuch", "--problems", "p.jsonl"], ["model 'nosuch'", "there are []"], id="no such model"
+        ),
+        pytest.param(
+            ["evaluate", ".", "--problems", "nosuch.jsonl"],
+            ["--problems 'nosuch.jsonl'", *available_recipes()],
+            id="no such problems",
+        ),
+        pytest.param(["evaluate", ".", "--problems", "p.jsonl", "--samples", "0"], ["--samples"], id="no samples"),
+        pytest.param(
+            ["evaluate", ".", "--problems", "p.jsonl", "--temperature", "-1"], ["--temperature"], id="below zero"
+        ),
+        pytest.param(["evaluate", ".", "--problems", "p.jsonl", "--top-p", "0"], ["top_p = 0.0"], id="nothing to draw"),
+        pytest.param(
+            ["evaluate", ".", "--problems", "p.jsonl", "--grader", "bogus"],
+            ["verification.grader = 'bogus'", "'answer_line'"],
+            id="unknown grader",
+        ),
+        pytest.param(
+            ["evaluate", ".", "--problems", "p.jsonl", "--iteration", "1"],
+            ["--iteration 1", "leave it out"],
+            id="no run",
+        ),
+        pytest.param(
+            ["evaluate", ".", "--problems", "p.jsonl", "--set", "evaluation.sample=1"],
+            ["'evaluation.sample'", "did you mean 'samples'?"],
+            id="misspelt key of an evaluation",
+        ),
         pytest.param(["run", "tiny", "--workdir", "notes.txt"], ["notes.txt"], id="workdir is a file"),
         pytest.param(["compile", "tiny", "-o", "."], ["'.'"], id="output is a folder"),
         pytest.param(["run", "broken.toml"], ["broken.toml", "not valid TOML"], id="recipe is not TOML"),
@@ -115,6 +145,7 @@ def test_no_command_shows_the_help() -> None:
 )
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
     (tmp_path / "notes.txt").write_text("not a folder\n")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "1 + 1", "ground_truth": "2"}\n')
     (tmp_path / "broken.toml").write_text("iterations = = 3\n")
     (tmp_path / "typo.toml").write_text("[roll_out]\nprompts = 3\n")
     (tmp_path / "child.toml").write_text('extends = "nosuch"\n')

@@ -232,6 +232,14 @@ def test_the_published_run_makes_5000_optimiser_steps() -> None:
     assert 0 <= 5000 - found.iterations * per_iteration < per_iteration
 
 
+def test_the_published_run_reads_the_published_files() -> None:
+    found = load_recipe(AIME).problems
+    assert (found.source, found.ground_truths) == ("file", "integer")
+    assert (found.path, found.heldout_path) == ("data/dapo-math-17k.parquet", "data/aime-2024.parquet")
+    assert found.prompt_column == found.ground_truth_column == found.family_column == ""  # known by their schema
+    assert (found.train, found.heldout, found.skip_bad_rows) == (17917, 30, False)
+
+
 def test_the_published_run_has_nothing_that_vapo_has_not() -> None:
     """No KL term, no entropy bonus, no dual clip, no dynamic sampling, no punishment of length."""
     found = settings(load_recipe(AIME))
@@ -390,6 +398,8 @@ def test_what_the_paper_does_not_have_is_off() -> None:
     assert found["verification.overlong_cache"] == 4096  # DAPO's
     assert found["ppo_update.kl_estimator"] == "k3"
     assert found["problems.heldout_path"] == ""
+    assert (found["problems.template"], found["problems.chat_template_from"]) == ("{prompt}", "")
+    assert found["problems.skip_bad_rows"] is False
 
 
 def test_value_pretraining_stops_by_what_it_measures() -> None:
@@ -459,13 +469,32 @@ def test_a_misspelt_key(data: dict[str, Any], said: str) -> None:
         (
             "problems",
             {"examples": 9, "heldout_path": "h.jsonl"},
-            "heldout_path 'h.jsonl' is for source 'file': set pro",
+            "heldout_path 'h.jsonl' is for source 'file' or 'hub': set problems.source",
         ),
+        ("problems", {"examples": 9, "path": "x"}, "problems.path 'x' is for source 'file' or 'hub'"),
+        ("problems", {"examples": 9, "template": "Q: {prompt}"}, "is for source 'file' or 'hub' or 'reasoning_gym'"),
+        ("problems", {"source": "file", "path": "x", "hub_split": "test"}, "hub_split 'test' is for source 'hub'"),
+        ("problems", {"source": "file", "path": "x", "families": {"gcd": {}}}, "is for source 'reasoning_gym'"),
+        ("problems", {"source": "reasoning_gym", "families": {"gcd": {}}, "skip_bad_rows": True}, "skip_bad_rows True"),
+        ("problems", {"source": "hub"}, "source is 'hub' but problems.path is empty"),
+        ("problems", {"source": "reasoning_gym"}, "problems.families is empty: name some, say {chain_sum = {}}"),
+        ("problems", {"source": "reasoning_gym", "families": {"gcd": {}}}, "base_model.path is empty: give the folder"),
+        ("problems", {"source": "hub", "path": "x", "template": "Q:"}, "template 'Q:' must hold {prompt} once"),
+        ("problems", {"source": "hub", "path": "x", "template": "{prompt}{prompt}"}, "must hold {prompt} once"),
         ("verification", {"overlong_tokens": 4096}, "overlong_cache 4096 must be below overlong_tokens 4096"),
         (
             "verification",
             {"overlong_tokens": 9, "overlong_cache": 10},
             "overlong_cache 10 must be below overlong_tokens 9",
+        ),
+        ("verification", {"grader": "custom"}, "custom '' with grader 'custom': grader 'custom' and the path"),
+        ("verification", {"custom": "a:b"}, "custom 'a:b' with grader 'answer_line'"),
+        ("verification", {"format_pattern": "x"}, "format_pattern 'x' with format_reward 0: set both, or neither"),
+        ("verification", {"format_reward": 1}, "format_pattern '' with format_reward 1.0"),
+        (
+            "verification",
+            {"format_pattern": "(", "format_reward": 1},
+            "format_pattern '(' is no regular expression: missing )",
         ),
         (
             "verification",
@@ -506,10 +535,15 @@ def test_settings_that_contradict(section: str, settings: dict[str, Any], said: 
         SMALLEST | {"advantages": {"estimator": "group_normalised"}, "value_pretraining": {"max_steps": 0}},
         SMALLEST | {"advantages": {"estimator": "group_centred"}, "value_pretraining": {"max_steps": 0}},
         {"problems": {"source": "file", "path": "x", "heldout_path": "z"}, "base_model": {"path": "y"}},
+        {"problems": {"source": "hub", "path": "x/y@z", "hub_split": "test"}, "base_model": {"path": "y"}},
+        {"problems": {"source": "reasoning_gym", "families": {"gcd": {"max_value": 9}}}, "base_model": {"path": "y"}},
         SMALLEST | {"value_pretraining": {"max_steps": 0, "min_steps": 50}},
         SMALLEST | {"value_pretraining": {"max_steps": 50}},
         SMALLEST | {"verification": {"overlong_tokens": 20480}},
         SMALLEST | {"verification": {"overlong_tokens": 4097}},
+        SMALLEST | {"verification": {"grader": "math", "answer_in": ["line", "boxed"], "max_error_share": 1}},
+        SMALLEST | {"verification": {"grader": "custom", "custom": "a.py:b"}},
+        SMALLEST | {"verification": {"format_pattern": "x", "format_reward": -1}},
         SMALLEST | {"ppo_update": {"dual_clip": 1.01, "importance_cap": 1}},
         SMALLEST | {"ppo_update": {"dual_clip": 0, "importance_cap": 0, "mini_batch": 8192}},
         SMALLEST | {"base_model": {"hidden_size": 8, "heads": 4}},
@@ -562,6 +596,11 @@ def test_a_group_of_one(advantages: dict[str, Any], said: str) -> None:
             for key in ("dual_clip", "importance_cap", "kl_coef", "entropy_coef", "value_clip")
         ),
         ({"verification": {"overlong_tokens": -1}}, "verification.overlong_tokens = -1:"),
+        ({"verification": {"grader": "eval"}}, "verification.grader = 'eval':"),
+        ({"verification": {"answer_in": ["last number"]}}, "verification.answer_in"),
+        ({"verification": {"max_error_share": 1.1}}, "verification.max_error_share = 1.1:"),
+        ({"verification": {"time_limit": 0}}, "verification.time_limit = 0:"),
+        ({"verification": {"min_score": 0}}, "verification.min_score = 0:"),
         ({"verification": {"overlong_cache": 0}}, "verification.overlong_cache = 0: input should be greater than 0"),
         ({"value_pretraining": {"max_steps": -1}}, "value_pretraining.max_steps = -1:"),
         ({"value_pretraining": {"patience": 0}}, "value_pretraining.patience = 0:"),
@@ -664,6 +703,10 @@ def test_sampling_for_evaluation_and_pretraining() -> None:
     evaluation = found.rollout_for_evaluation()
     assert (evaluation.prompts, evaluation.samples) == (found.problems.heldout, 3)
     assert (evaluation.temperature, evaluation.top_p) == (0.5, 0.6)
+    assert (found.evaluation.confidence, found.evaluation.resamples) == (0.95, 2000)
+    for setting in ("confidence=1.0", "confidence=0.4", "resamples=99", "samples=0", "top_p=0"):
+        with pytest.raises(UserError, match=f"evaluation.{setting.partition('=')[0]} = "):
+            load_recipe("tiny", [f"evaluation.{setting}"])
     assert evaluation.max_new_tokens == found.rollout.max_new_tokens
     pretraining = found.rollout_for_value_pretraining()
     assert (pretraining.prompts, pretraining.samples) == (8, 2)

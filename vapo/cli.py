@@ -108,6 +108,47 @@ def report(
     run_locally(override(read_resolved(place.find(run) / "recipe.json"), set_ or []), place, console())
 
 
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="a local Hugging Face folder, or a run's name", metavar="MODEL")],
+    problems: Annotated[
+        str,
+        typer.Option("--problems", help="a problem file; or a recipe or run: its held-out problems", metavar="FILE"),
+    ],
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="responses to each problem, k")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, help="0 is greedy")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0)] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="per response")] = None,
+    grader: Annotated[str, typer.Option("--grader", help="the grader's name, as verification.grader")] = "",
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", min=0, help="of a run: its policy after that one, not the last")
+    ] = None,
+    set_: Set = None,
+    workdir: Where = WORKDIR,
+    cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
+) -> None:
+    """Measure a model: avg@k, pass@k and cons@k with confidence intervals, overall and per family of problems.
+
+    What no option says comes from the problems' recipe, else from the run's, else from the defaults.
+    """
+    from pipelines.asked import evaluation_recipe
+    from pipelines.local import evaluate as evaluate_locally
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+
+    given = {
+        "evaluation.samples": samples,
+        "evaluation.temperature": temperature,
+        "evaluation.top_p": top_p,
+        "rollout.max_new_tokens": max_new_tokens,
+        "verification.grader": grader or None,
+    }
+    settings = [f"{key}={value}" for key, value in given.items() if value is not None]
+    place = Workdir(workdir)
+    recipe = evaluation_recipe(model, problems, place, [*settings, *(set_ or [])], iteration=iteration)
+    evaluate_locally(recipe, place, console(), warm=not cold)
+
+
 def main() -> None:
     """Entry point of `vapo`."""
     try:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from vapo import __version__
 from vapo.errors import UserError
@@ -28,27 +28,73 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Problems(Section):
-    """Where prompts come from: a seeded generator or a JSONL file with `prompt` and `ground_truth`."""
+SOURCES_OF: dict[str, tuple[str, ...]] = {  # keys of [problems] that not every source reads
+    **dict.fromkeys(("path", "heldout_path", "ground_truths", "skip_bad_rows"), ("file", "hub")),
+    **dict.fromkeys(("prompt_column", "ground_truth_column", "family_column"), ("file", "hub")),
+    **dict.fromkeys(("hub_subset", "hub_split", "hub_heldout_split"), ("hub",)),
+    **dict.fromkeys(("template", "chat_template_from"), ("file", "hub", "reasoning_gym")),
+    "families": ("reasoning_gym",),
+}
 
-    source: Literal["chain", "file"] = "chain"
-    path: str = Field("", description="the JSONL file, for source = 'file'")
-    heldout_path: str = Field("", description="a JSONL file of held-out problems; empty: a share of `path` is held out")
-    train: int = Field(8192, gt=0, description="prompts to train on; the chain generator makes as many as asked")
+
+class Problems(Section):
+    """Where prompts come from: a seeded generator, files, the Hugging Face hub, or reasoning-gym's task families."""
+
+    source: Literal["chain", "file", "hub", "reasoning_gym"] = "chain"
+    path: str = Field(
+        "",
+        description="file: JSONL, CSV or Parquet, * in it for several; hub: a data set, 'owner/name' or, for runs that "
+        "can be repeated, 'owner/name@commit'",
+    )
+    heldout_path: str = Field("", description="as `path`, of held-out problems; empty: a share of `path` is held out")
+    hub_subset: str = Field("", description="the data set's configuration; empty: its only one")
+    hub_split: str = Field("train", min_length=1, description="of `path`")
+    hub_heldout_split: str = Field("train", min_length=1, description="of `heldout_path`")
+    prompt_column: str = Field(
+        "",
+        description="a column, or a dotted path in nested ones; empty: prompt. All three know the published layout of "
+        "DAPO-Math-17k and AIME-2024 by its column reward_model",
+    )
+    ground_truth_column: str = Field("", description="empty: ground_truth, or reward_model.ground_truth")
+    family_column: str = Field("", description="empty: family or data_source, where there is one")
+    ground_truths: Literal["text", "integer", "math"] = Field(
+        "text", description="what every ground truth must be; math: a number or LaTeX that the grader `math` reads"
+    )
+    skip_bad_rows: bool = Field(False, description="count and list rows that are wrong; False: refuse the first one")
+    template: str = Field("{prompt}", description="text around a row's prompt, say '{prompt}\\nAnswer:'")
+    chat_template_from: str = Field("", description="folder of a tokenizer whose chat template is applied; empty: none")
+    families: dict[str, dict[str, JsonValue]] = Field(
+        {}, description="reasoning-gym's task families and their parameters, say {chain_sum = {max_terms = 4}}"
+    )
+    train: int = Field(8192, gt=0, description="prompts to train on; generators make as many as asked")
     heldout: int = Field(256, gt=0, description="prompts for evaluation, disjoint from the training prompts")
-    heldout_share: float = Field(0.1, gt=0, lt=1, description="share of a file's prompts held out, by hash")
+    heldout_share: float = Field(
+        0.1, gt=0, le=1, description="share of the prompts in `path` held out, by hash; 1: all, for `vapo evaluate`"
+    )
     examples: int = Field(0, ge=0, description="worked examples for the base model (chain only)")
     min_steps: int = Field(5, ge=1, le=40, description="shortest chain")
     max_steps: int = Field(40, ge=1, le=40, description="longest chain; steps carry labels #1 to #40")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.source == "file" and not self.path:
-            raise ValueError("problems.source is 'file' but problems.path is empty: give the path of a JSONL file")
-        if self.heldout_path and self.source != "file":
-            raise ValueError(f"problems.heldout_path {self.heldout_path!r} is for source 'file': set problems.source")
-        if self.source == "file" and self.examples:
-            raise ValueError("problems.examples is for source 'chain': a file brings no worked examples; set it to 0")
+        if self.source in ("file", "hub") and not self.path:
+            raise ValueError(
+                f"problems.source is {self.source!r} but problems.path is empty: give the path of a file, or the name "
+                "of a data set"
+            )
+        if self.source == "reasoning_gym" and not self.families:
+            raise ValueError(
+                "problems.source is 'reasoning_gym' but problems.families is empty: name some, say {chain_sum = {}}"
+            )
+        if self.source != "chain" and self.examples:
+            raise ValueError("problems.examples is for source 'chain': others bring no worked examples; set it to 0")
+        for key, sources in SOURCES_OF.items():
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default and self.source not in sources:
+                named = " or ".join(map(repr, sources))
+                raise ValueError(f"problems.{key} {value!r} is for source {named}: set problems.source")
+        if self.template.count("{prompt}") != 1:
+            raise ValueError(f"problems.template {self.template!r} must hold {{prompt}} once: there the prompt stands")
         if self.min_steps > self.max_steps:
             raise ValueError(f"problems.min_steps {self.min_steps} is above problems.max_steps {self.max_steps}")
         return self
@@ -98,11 +144,31 @@ class Rollout(Section):
 
 
 class Verification(Section):
-    """The grader and the reward values (+1/-1 as in DAPO and VC-PPO)."""
+    """The grader, its limits, the reward values (+1/-1 as in DAPO and VC-PPO) and what shapes them."""
 
-    grader: Literal["answer_line"] = "answer_line"
+    grader: Literal["answer_line", "math", "reasoning_gym", "exact", "custom"] = "answer_line"
+    custom: str = Field("", description="for 'custom': 'package.module:function' or 'file.py:function'; that code runs")
+    answer_in: tuple[Literal["boxed", "tag", "line"], ...] = Field(
+        ("boxed", "tag", "line"),
+        description="where math, reasoning_gym and exact look for the answer: \\boxed{}, <answer></answer>, 'Answer:'; "
+        "the first that occurs decides, by its last occurrence; []: the whole response",
+    )
+    min_score: float = Field(1.0 - 1e-9, gt=0, le=1, description="reasoning_gym, custom: the lowest correct score")
+    partial_scores: bool = Field(False, description="a lower score gives a part of the way to reward_correct")
+    time_limit: float = Field(5.0, gt=0, description="CPU seconds per answer; four times as much by the clock")
+    memory_limit: int = Field(1024, ge=64, description="MiB of a grading worker beyond what it starts with")
+    workers: int = Field(0, ge=0, description="grading worker processes; 0: one per core; they change no verdict")
+    max_answer_chars: int = Field(1000, gt=0, description="a longer answer is unparseable")
+    max_response_chars: int = Field(
+        1_000_000, gt=0, description="a longer response is unparseable to custom, and has not the format"
+    )
+    max_error_share: float = Field(
+        0.05, ge=0, le=1, description="of time_out and error among the verdicts; beyond it the stage fails; 1: never"
+    )
     reward_correct: float = 1.0
     reward_wrong: float = -1.0
+    format_pattern: str = Field("", description="a regular expression that is looked for in the response")
+    format_reward: float = Field(0, description="what is added to the reward where it is found; 0: off")
     overlong_tokens: int = Field(
         0, ge=0, description="soft overlong punishment (DAPO 3.4), L_max: from here on -1 is added; 0: off"
     )
@@ -119,6 +185,22 @@ class Verification(Section):
             raise ValueError(
                 f"verification.reward_correct {self.reward_correct} must be above reward_wrong {self.reward_wrong}"
             )
+        if (self.grader == "custom") != bool(self.custom):
+            raise ValueError(
+                f"verification.custom {self.custom!r} with grader {self.grader!r}: grader 'custom' and the path of a "
+                "function, 'package.module:function' or 'path/to/file.py:function', go together"
+            )
+        if bool(self.format_reward) != bool(self.format_pattern):
+            raise ValueError(
+                f"verification.format_pattern {self.format_pattern!r} with format_reward {self.format_reward}: set "
+                "both, or neither"
+            )
+        try:
+            re.compile(self.format_pattern)
+        except re.error as error:
+            raise ValueError(
+                f"verification.format_pattern {self.format_pattern!r} is no regular expression: {error}"
+            ) from None
         return self
 
 
@@ -216,12 +298,14 @@ class PpoUpdate(Section):
 
 
 class Evaluation(Section):
-    """avg@k and pass@k on held-out prompts at their own temperature (AIME: k = 32, T = 1.0, top-p 0.7)."""
+    """avg@k, pass@k and cons@k on held-out prompts at their own temperature (AIME: k = 32, T = 1.0, top-p 0.7)."""
 
     every: int = Field(5, gt=0, description="iterations between evaluations; one at the start and the end besides")
     samples: int = Field(32, gt=0)
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(0.7, gt=0, le=1)
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="of the intervals, by bootstrap over prompts")
+    resamples: int = Field(2000, ge=100, description="how often the bootstrap draws the prompts again")
 
 
 class Report(Section):
@@ -280,8 +364,11 @@ class Recipe(Section):
                 "base_model.path is empty, so the base model is trained, but problems.examples is 0: "
                 "set problems.examples (the demo uses 50000) or base_model.path"
             )
-        if self.problems.source == "file" and not self.base_model.path:
-            raise ValueError("problems.source is 'file' and base_model.path is empty: give the folder of a checkpoint")
+        if self.problems.source != "chain" and not self.base_model.path:
+            raise ValueError(
+                f"problems.source is {self.problems.source!r} and base_model.path is empty: give the folder of a "
+                "checkpoint"
+            )
         drawn = self.rollout.prompts * self.rollout.draws
         if drawn > self.problems.train:
             raise ValueError(
@@ -318,6 +405,17 @@ class Recipe(Section):
                 f"rollout.draws {self.rollout.draws}: drawing ends when advantages.keep_groups is reached, but that is "
                 "0: set it, or draws to 1"
             )
+
+    def outside(self) -> dict[str, list[str]]:
+        """Files and folders that stages read by a path of their section, by stage."""
+        p, custom = self.problems, self.verification.custom.rpartition(":")[0]
+        files = [p.path, p.heldout_path] if p.source == "file" else []
+        named = {
+            "problems": [*files, p.chat_template_from],
+            "base_model": [self.base_model.path],
+            "verification": [custom] if custom.endswith(".py") else [],
+        }
+        return {stage: [path for path in paths if path] for stage, paths in named.items() if any(paths)}
 
     @property
     def has_critic(self) -> bool:

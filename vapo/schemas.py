@@ -52,8 +52,8 @@ REWARDS = _table(
     ("rollout_id", pa.string()),  # verification -> everybody
     ("correct", pa.bool_()),  # verification -> ppo_update's positive examples, evaluation; before any shaping
     ("reward", pa.float32()),  # verification -> value_pretraining, advantages
-    ("extracted", pa.string()),  # verification -> report; "" when there is no answer
-    ("verdict", pa.string()),  # verification -> report, metrics: matched, different, no_answer, truncated
+    ("extracted", pa.string()),  # verification -> evaluation's majority, report; "" when there is no answer
+    ("verdict", pa.string()),  # verification -> report, metrics; one of vapo.problems.grading.WHYS
 )
 EXPERIENCE = _table(
     "EXPERIENCE",
@@ -78,6 +78,8 @@ EVALUATION = _table(
     ("difficulty", pa.int32()),  # evaluation -> report
     ("samples", pa.int32()),  # evaluation -> report; k
     ("correct", pa.int32()),  # evaluation -> report; of k
+    ("truncated", pa.int32()),  # evaluation -> a person; of k
+    ("majority", pa.string()),  # evaluation -> report; the answer most samples have; "" without one, and in a tie
     ("mean_length", pa.float32()),  # evaluation -> report; tokens
 )
 HISTORY = _table(

@@ -1,1 +1,1 @@
-"""avg@k and pass@k on held-out problems."""
+"""avg@k, pass@k and cons@k on held-out problems, with confidence intervals."""

@@ -1,4 +1,4 @@
-"""avg@k and pass@k on held-out problems."""
+"""avg@k, pass@k and cons@k on held-out problems, with confidence intervals."""
 
 from kfp import dsl
 
@@ -8,6 +8,7 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluation(
     section: str,
+    seed: int,
     iteration: int,
     prompts: dsl.Input[dsl.Dataset],
     rollouts: dsl.Input[dsl.Dataset],
@@ -21,7 +22,7 @@ def evaluation(
     run(
         "evaluation",
         section=section,
-        parameters={"iteration": iteration},
+        parameters={"seed": seed, "iteration": iteration},
         inputs={"prompts": prompts, "rollouts": rollouts, "rewards": rewards},
         outputs={"evaluation": evaluation, "metrics": metrics},
     )

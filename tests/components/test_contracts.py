@@ -106,7 +106,8 @@ def test_what_a_stage_can_do_without() -> None:
     assert {name: optional for name, optional in found.items() if optional} == {
         "advantages": {"critic"},
         "ppo_update": {"critic", "new_critic"},
-        "report": {"pretraining"},
+        "report": {"pretraining", "prompts"}
+        | {f"{when}_{table}" for when in ("first", "last") for table in ("rollouts", "rewards", "experience")},
         "rollout": {"previous_rollouts", "previous_rewards"},
     }
 
@@ -244,7 +245,7 @@ def test_history_takes_the_metrics_of_every_stage_that_has_them() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_draws_random_numbers_has_the_seed_in_its_cache_key(name: str) -> None:
-    drawing = {"problems", "base_model", "rollout", "value_pretraining", "ppo_update"}
+    drawing = {"problems", "base_model", "rollout", "value_pretraining", "ppo_update", "evaluation"}
     assert ("seed" in parameters_of(name)) == (stage_of(name) in drawing)
 
 

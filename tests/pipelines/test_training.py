@@ -263,6 +263,29 @@ def test_parameters_inside_an_iteration(made: str, request: pytest.FixtureReques
             assert parameters[name] == {"componentInputParameter": name}
 
 
+def test_inside_an_evaluation(document: dict[str, Any]) -> None:
+    dag = dag_of(document, "evaluation-002")
+    assert inside(dag) == {
+        "rollout": {"prompts": "prompts", "policy": "policy"},
+        "verification": {"prompts": "prompts", "rollouts": "rollout.rollouts"},
+        "evaluation": {"prompts": "prompts", "rollouts": "rollout.rollouts", "rewards": "verification.rewards"},
+        "history": {
+            "previous": "history",
+            "rollout": "rollout.metrics",
+            "verification": "verification.metrics",
+            "evaluation": "evaluation.metrics",
+        },
+    }
+    assert handed_on(dag) == {
+        "history": "history.new_history",
+        "evaluation": "evaluation.evaluation",
+        "rollouts": "rollout.rollouts",
+        "rewards": "verification.rewards",
+    }
+    for task in ("rollout", "evaluation"):
+        assert dag["tasks"][task]["inputs"]["parameters"]["seed"] == {"componentInputParameter": "seed"}
+
+
 def test_inside_value_pretraining(document: dict[str, Any]) -> None:
     dag = dag_of(document, "value-pretraining")
     assert inside(dag)["value-pretraining"] == {
@@ -339,7 +362,11 @@ def test_report_shows_the_first_and_the_last_iteration(tasks: dict[str, Task], n
         assert shown[f"first_{table}"] == ("iteration-001", table)
         assert shown[f"last_{table}"] == ("iteration-003", table)
     assert shown["policy"] == ("iteration-003", "policy")
-    assert shown["evaluation"] == ("evaluation-003", "evaluation")
+    for output in ("evaluation", "rollouts", "rewards"):
+        name = "evaluation" if output == "evaluation" else f"evaluation_{output}"
+        assert shown[name] == ("evaluation-003", output)
+    assert shown["evaluation_prompts"] == ("problems", "heldout_prompts")
+    assert shown["prompts"] == ("problems", "train_prompts")
     assert shown["history"] == ("evaluation-003", "history")
     assert shown["pretraining"] == ("value-pretraining", "pretraining")
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vapo.errors import UserError
 from vapo.problems.make import problems
+from vapo.problems.problem import identity
 from vapo.recipe import Problems
 from vapo.schemas import EXAMPLES, PROMPTS
 from vapo.tables import read_table
@@ -114,14 +119,31 @@ def problem_file(path: Path, count: int, first: int = 0) -> str:
     return str(path)
 
 
+READ = ("rows", "distinct_prompts", "bad_rows")
+
+
+def counts(made: tuple[int, int], read: tuple[int, ...], heldout: tuple[int, ...] = ()) -> dict[str, float]:
+    """The stage's metrics: how many prompts train and are held out, and what was read of READ for them."""
+    found = {"train_prompts": made[0], "heldout_prompts": made[1], "examples": 0, **dict(zip(READ, read, strict=True))}
+    return {**found, **dict(zip([f"heldout_{name}" for name in READ], heldout, strict=True))} if heldout else found
+
+
 def test_problems_from_a_file(tmp_path: Path) -> None:
     path = problem_file(tmp_path / "p.jsonl", 300)
     found = make(tmp_path, source="file", path=path, examples=0, heldout_share=0.2)
-    assert found == {"train_prompts": 120, "heldout_prompts": 30, "examples": 0}
+    assert found == counts((120, 30), (300, 300, 0))
     train, heldout = (prompts(tmp_path / name).to_pylist() for name in ("train", "heldout"))
     assert {r["prompt"] for r in train}.isdisjoint(r["prompt"] for r in heldout)
     assert all(int(r["ground_truth"]) == int(r["prompt"].split()[0]) + 1 for r in train + heldout)
     assert len(read_table(tmp_path / "examples", EXAMPLES)) == 0
+
+
+def test_a_file_that_is_all_held_out(tmp_path: Path) -> None:
+    """As `vapo evaluate` reads one."""
+    path = problem_file(tmp_path / "p.jsonl", 20)
+    found = make(tmp_path, source="file", path=path, examples=0, heldout_share=1.0, heldout=10**9)
+    assert found == counts((0, 20), (20, 20, 0))
+    assert len(prompts(tmp_path / "train")) == 0
 
 
 def test_a_file_too_small_to_split(tmp_path: Path) -> None:
@@ -134,7 +156,7 @@ def test_heldout_problems_from_a_file_of_their_own(tmp_path: Path) -> None:
     """All of the other file trains; heldout_share has no say."""
     path, heldout_path = problem_file(tmp_path / "p.jsonl", 50), problem_file(tmp_path / "h.jsonl", 12, first=1000)
     found = make(tmp_path, source="file", path=path, heldout_path=heldout_path, examples=0, heldout_share=0.9)
-    assert found == {"train_prompts": 50, "heldout_prompts": 12, "examples": 0}
+    assert found == counts((50, 12), (50, 50, 0), (12, 12, 0))
     train, heldout = (prompts(tmp_path / name)["prompt"].to_pylist() for name in ("train", "heldout"))
     assert train == [f"{i} + 1 =" for i in range(50)]
     assert heldout == [f"{i} + 1 =" for i in range(1000, 1012)]
@@ -144,16 +166,105 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     """Also what stands in both files, and what stands beyond the first problems.heldout of its file."""
     path, heldout_path = problem_file(tmp_path / "p.jsonl", 50), problem_file(tmp_path / "h.jsonl", 30, first=40)
     found = make(tmp_path, source="file", path=path, heldout_path=heldout_path, examples=0, heldout=5)
-    assert found == {"train_prompts": 40, "heldout_prompts": 5, "examples": 0}
+    assert (found["train_prompts"], found["heldout_prompts"]) == (40, 5)
     train, heldout = (prompts(tmp_path / name)["prompt"].to_pylist() for name in ("train", "heldout"))
     assert train == [f"{i} + 1 =" for i in range(40)]
-    assert heldout == [f"{i} + 1 =" for i in range(40, 45)]
+    assert set(heldout) < {f"{i} + 1 =" for i in range(40, 70)}
 
 
 def test_problems_train_counts_what_is_left(tmp_path: Path) -> None:
     path, heldout_path = problem_file(tmp_path / "p.jsonl", 50), problem_file(tmp_path / "h.jsonl", 10)
     make(tmp_path, source="file", path=path, heldout_path=heldout_path, examples=0, train=7)
-    assert prompts(tmp_path / "train")["prompt"].to_pylist() == [f"{i} + 1 =" for i in range(10, 17)]
+    train = prompts(tmp_path / "train")["prompt"].to_pylist()
+    assert len(train) == 7
+    assert set(train) < {f"{i} + 1 =" for i in range(10, 50)}
+
+
+def test_the_same_problems_whatever_their_order_and_files(tmp_path: Path) -> None:
+    """Also where the recipe asks for fewer than there are."""
+    lines = [json.dumps({"prompt": f"{i} + 1 =", "ground_truth": str(i + 1)}) for i in range(300)]
+    (tmp_path / "one.jsonl").write_text("\n".join(lines))
+    random.Random(0).shuffle(lines)
+    for part in range(3):
+        (tmp_path / f"of3_{part}.jsonl").write_text("\n".join(lines[part::3]))
+    found = []
+    for name, path in (("a", "one.jsonl"), ("b", "of3_*.jsonl")):
+        make(tmp_path / name, source="file", path=f"{tmp_path}/{path}", examples=0, train=100, heldout=20)
+        found.append([prompts(tmp_path / name / table).to_pylist() for table in ("train", "heldout")])
+    for one, other in zip(*found, strict=True):
+        assert one != other
+        assert sorted(one, key=str) == sorted(other, key=str)
+
+
+def test_bad_rows_are_a_metric(tmp_path: Path) -> None:
+    problem_file(tmp_path / "p.jsonl", 300)
+    (tmp_path / "q.jsonl").write_text('{"prompt": "x"}\n\nnonsense\n')
+    path = f"{tmp_path}/*.jsonl"
+    with pytest.raises(UserError, match=r"q\.jsonl:1: column 'ground_truth': found none \(columns \['prompt'\]\)"):
+        make(tmp_path, source="file", path=path, examples=0)
+    found = make(tmp_path, source="file", path=path, examples=0, skip_bad_rows=True)
+    assert (found["rows"], found["distinct_prompts"], found["bad_rows"]) == (302, 300, 2)
+
+
+def published(path: Path, count: int, times: int, index: Any) -> str:
+    """A file as DAPO-Math-17k and AIME-2024 are published, of `count` problems, each `times` times."""
+    row = {"data_source": path.stem, "ability": "MATH", "extra_info": {"index": index}}
+    rows = [
+        {
+            **row,
+            "prompt": [{"content": f"{path.stem} {i}", "role": "user"}],
+            "reward_model": {"ground_truth": str(i), "style": "rule"},
+        }
+        for i in range(count)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows * times), path)
+    return str(path)
+
+
+def test_the_files_of_the_published_run(tmp_path: Path) -> None:
+    """960 rows of AIME-2024 are 30 problems; what is read, and what it is, are metrics."""
+    train = published(tmp_path / "dapo.parquet", 200, 100, "3fa2")
+    heldout = published(tmp_path / "aime.parquet", 30, 32, 7)
+    keys = {"source": "file", "path": train, "heldout_path": heldout, "ground_truths": "integer"}
+    found = make(tmp_path, **keys, examples=0, train=17917, heldout=30)
+    assert found == counts((200, 30), (20000, 200, 0), (960, 30, 0))
+    assert prompts(tmp_path / "heldout").to_pylist()[29] == {
+        "prompt_id": identity("aime 29"),
+        "prompt": "aime 29",
+        "ground_truth": "29",
+        "family": "aime",
+        "difficulty": 0,
+    }
+
+
+def test_problems_of_task_families(tmp_path: Path) -> None:
+    """More to train on leave the held-out ones as they are; no prompt is in both."""
+    pytest.importorskip("reasoning_gym")
+    keys: dict[str, Any] = {"source": "reasoning_gym", "families": {"gcd": {}, "chain_sum": {"max_terms": 3}}}
+    assert make(tmp_path / "a", **keys, examples=0) == {"train_prompts": 120, "heldout_prompts": 30, "examples": 0}
+    make(tmp_path / "b", **keys, examples=0, train=60)
+    train, heldout = (prompts(tmp_path / "a" / name) for name in ("train", "heldout"))
+    assert prompts(tmp_path / "b" / "heldout").equals(heldout)
+    assert prompts(tmp_path / "b" / "train").equals(train.slice(0, 60))
+    assert set(train["prompt"].to_pylist()).isdisjoint(heldout["prompt"].to_pylist())
+    assert set(heldout["family"].to_pylist()) == {"gcd", "chain_sum"}
+
+
+def test_without_torch(tmp_path: Path) -> None:
+    """No problem set needs it; only a chat template needs transformers."""
+    problem_file(tmp_path / "p.jsonl", 300)
+    code = f"""
+import sys
+from pathlib import Path
+from vapo.problems.make import problems
+from vapo.recipe import Problems
+places = {{name: Path({str(tmp_path)!r}) / name for name in ("train_prompts", "heldout_prompts", "examples")}}
+problems(Problems(train=20, heldout=5, examples=5), seed=0, **places)
+problems(Problems(source="file", path={str(tmp_path / "p.jsonl")!r}), seed=0, **places)
+heavy = {{"torch", "transformers", "reasoning_gym", "datasets", "math_verify", "sympy"}}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
 
 
 def test_a_heldout_file_that_is_wrong_is_named_by_its_own_key(tmp_path: Path) -> None:

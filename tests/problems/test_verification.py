@@ -150,3 +150,102 @@ def test_a_response_to_an_unknown_prompt(place: Path) -> None:
     with pytest.raises(UserError, match=r"rollouts: column prompt_id: 'x' is not in .*prompts"):
         run(place)
     assert not (place / "rewards").exists()
+
+
+# Failures of grading, format rewards and partial scores
+
+
+GRADER = """
+import time
+def grade(response, truth):
+    if response == "late":
+        while True: pass
+    if response == "fails":
+        raise RuntimeError("no such key")
+    return 0.25 if response == "near" else response == truth
+"""
+
+
+@pytest.fixture
+def custom(place: Path) -> dict[str, Any]:
+    (place / "mine.py").write_text(GRADER)
+    return {"grader": "custom", "custom": f"{place}/mine.py:grade", "time_limit": 0.3}
+
+
+def test_failures_of_grading_are_counted_and_wrong(place: Path, custom: dict[str, Any]) -> None:
+    rollouts(place / "rollouts", [("p", r, "stop") for r in ("7", "8", "late", "fails")])
+    metrics = run(place, **custom, max_error_share=0.5)
+    table = read_table(place / "rewards", REWARDS)
+    assert table["verdict"].to_pylist() == ["matched", "different", "time_out", "error"]
+    assert table["reward"].to_pylist() == [1, -1, -1, -1]
+    assert {name: value for name, value in metrics.items() if name.startswith("verdict_")} == {
+        "verdict_matched": 1,
+        "verdict_different": 1,
+        "verdict_no_answer": 0,
+        "verdict_truncated": 0,
+        "verdict_unparseable": 0,
+        "verdict_time_out": 1,
+        "verdict_error": 1,
+    }
+
+
+def test_too_many_failures_of_grading_fail_the_stage(place: Path, custom: dict[str, Any]) -> None:
+    """Instead of training on noise; nothing is written."""
+    rollouts(place / "rollouts", [("p", r, "stop") for r in ("7", "8", "late", "fails")])
+    with pytest.raises(UserError) as raised:
+        run(place, **custom, max_error_share=0.49)
+    for said in ("2 of 4 responses (1 time_out, 1 error)", "say 1/2, 1/3", "RuntimeError: no such key", "is 0.49"):
+        assert said in str(raised.value)
+    assert not (place / "rewards").exists()
+    run(place, **custom, max_error_share=1)
+
+
+def test_partial_scores_are_rewards_only(place: Path, custom: dict[str, Any]) -> None:
+    rollouts(place / "rollouts", [("p", r, "stop") for r in ("7", "8", "near")])
+    run(place, **custom)
+    before = read_table(place / "rewards", REWARDS)
+    metrics = run(place, **custom, partial_scores=True)
+    after = read_table(place / "rewards", REWARDS)
+    assert before["reward"].to_pylist() == [1, -1, -1]
+    assert after["reward"].to_pylist() == [1, -1, -0.5]
+    assert after.drop_columns("reward").equals(before.drop_columns("reward"))
+    assert metrics["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_format_reward_is_added_and_changes_nothing_else(place: Path) -> None:
+    """Also to a truncated response and to a wrong one."""
+    before = run(place)
+    plain = read_table(place / "rewards", REWARDS)
+    after = run(place, format_pattern=r"^answer \d", format_reward=0.5)
+    shaped = read_table(place / "rewards", REWARDS)
+    assert shaped.drop_columns("reward").equals(plain.drop_columns("reward"))
+    assert shaped["reward"].to_pylist() == [1.5, -0.5, 1.5, -1, -0.5, -1]
+    assert after["format_mean"] == pytest.approx(0.5 * 4 / 6)
+    assert "format_mean" not in before  # off: 0
+    assert after["reward_mean"] == pytest.approx(before["reward_mean"] + after["format_mean"])
+    assert after["accuracy"] == before["accuracy"]
+
+
+def test_a_ground_truth_that_cannot_be_graded_is_refused_first(place: Path) -> None:
+    """Only of prompts that occur."""
+    write_table(
+        place / "prompts",
+        PROMPTS,
+        {
+            "prompt_id": ["p", "q"],
+            "prompt": ["a", "b"],
+            "ground_truth": ["7", "\\frac{1}{"],
+            "family": ["f", "f"],
+            "difficulty": [0, 0],
+        },
+    )
+    with pytest.raises(UserError, match=r"prompts: prompt_id 'q': ground_truth .*frac.* correct it or leave"):
+        run(place, grader="math")
+    rollouts(place / "rollouts", [("p", "\\boxed{7}", "stop")])
+    assert run(place, grader="math")["accuracy"] == 1
+
+
+def test_no_responses(place: Path) -> None:
+    rollouts(place / "rollouts", [])
+    assert run(place)["accuracy"] == 0
+    assert run(place, grader="math", format_pattern="x", format_reward=1)["format_mean"] == 0

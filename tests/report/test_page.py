@@ -20,7 +20,10 @@ from vapo.recipe import BaseModelSection, Recipe, Report
 from vapo.report.credit import HEAD, TAIL, Scale
 from vapo.report.curves import curves, history_of, pretraining_curves
 from vapo.report.page import report
-from vapo.report.responses import choose, read_responses, token_texts
+from vapo.report.responses import read_responses, token_texts
+from vapo.report.samples import HEAD as LONG_HEAD
+from vapo.report.samples import TAIL as LONG_TAIL
+from vapo.report.samples import choose
 from vapo.schemas import EVALUATION, EXPERIENCE, HISTORY, PRETRAINING, PROMPTS, REWARDS, ROLLOUTS
 from vapo.tables import offsets_of, read_table, write_table
 
@@ -180,7 +183,9 @@ def build(folder: Path, iterations: int = 4, problems: int = 6, samples: int = 2
     prompts = [f"start 4 {' '.join(f'#{i + 1} +2' for i in range(step))} ?" for step in steps]
     write_rows(folder / "prompts", PROMPTS, ids, prompts, truth, family, steps)
     correct, length = [max(0, 4 - step // 9) for step in steps], [4.0 * step for step in steps]
-    write_rows(folder / "evaluation", EVALUATION, ids, family, steps, [4] * problems, correct, length)
+    majority = ["7" if count > 1 else "" for count in correct]
+    drawn = [4] * problems, correct, [0] * problems, majority, length
+    write_rows(folder / "evaluation", EVALUATION, ids, family, steps, *drawn)
     write_history(folder / "history", history_rows(iterations))
     tokenizer = Tokenizer(models.WordLevel(IDS, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -189,6 +194,10 @@ def build(folder: Path, iterations: int = 4, problems: int = 6, samples: int = 2
     for label, iteration, p_right in (("first", 1, 0.3), ("last", iterations, 0.6)):
         for name, path in iteration_tables(folder, iteration, p_right, prompts, samples).items():
             arguments[f"{label}_{name}"] = path
+    (folder / "evaluated").mkdir(exist_ok=True)
+    evaluated = iteration_tables(folder / "evaluated", 0, 0.5, prompts, 4)
+    arguments |= {f"evaluation_{name}": evaluated[name] for name in ("rollouts", "rewards")}
+    arguments["evaluation_prompts"] = folder / "prompts"
     recipe = Recipe(base_model=BaseModelSection(path="base")).model_dump_json()
     return {**arguments, "tokenizer": folder / "tokenizer.json", "recipe": recipe, "page": folder / "report.html"}
 
@@ -345,6 +354,7 @@ def test_page_needs_nothing_besides_itself(tmp_path: Path) -> None:
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     arguments = build(tmp_path)
     arguments["recipe"] = json.dumps({"name": HOSTILE})
+    write_history(arguments["history"], [*with_evaluation(), (4, "evaluation", f"problems/{HOSTILE}", 1.0)])
     root = render(arguments, title=HOSTILE, samples=12)
     assert len(list(root.find("script"))) == 3  # the data, Plotly, the page's own: nothing that a model wrote
     assert not list(root.find("img"))
@@ -428,6 +438,136 @@ def test_curves_without_rows_are_left_out(tmp_path: Path) -> None:
     assert set(full) - set(fewer) == {"Entropy, nats per token", "Seconds per iteration"}
 
 
+EVALUATED = {  # the last evaluation's metrics, with two families
+    "samples_per_prompt": 4.0,
+    "confidence": 0.9,
+    "problems": 6.0,
+    "accuracy_low": 0.5,
+    "accuracy_high": 0.65,
+    "pass_at_1": 0.578,
+    "pass_at_4": 0.8,
+    "cons_at_4": 0.7,
+    "cons_at_4_low": 0.6,
+    "cons_at_4_high": 0.75,
+    "length_mean": 97.25,
+    "truncated_share": 0.0,
+    "problems/chain": 4.0,
+    "accuracy/chain": 0.25,
+    "problems/<b>": 2.0,
+    "accuracy/<b>": 1.0,
+}
+
+
+def with_evaluation(iterations: int = 4) -> list[tuple[int, str, str, float]]:
+    rows = [row for row in history_rows(iterations) if row[2] != "pass_at_k"]
+    rows += [(0, "evaluation", "pass_at_4", 0.6), (0, "evaluation", "accuracy_low", 0.3)]
+    rows += [(0, "evaluation", "accuracy_high", 0.35), (0, "evaluation", "problems", 6.0)]
+    return rows + [(iterations, "evaluation", name, value) for name, value in EVALUATED.items()]
+
+
+def test_last_evaluation_stands_in_a_table_with_its_intervals(tmp_path: Path) -> None:
+    arguments = build(tmp_path)
+    write_history(arguments["history"], with_evaluation())
+    root = render(arguments)
+    section = next(s for s in root.find("section") if next(s.find("h2")).text == "Held-out problems")
+    rows = [[cell.all_text() for cell in [*row.find("th"), *row.find("td")]] for row in section.find("tr")]
+    assert rows[0] == ["family", "problems", "avg@4", "pass@4", "cons@4", "truncated", "mean length"]
+    assert rows[1] == ["all", "6", "57.8% [50.0, 65.0]", "80.0%", "70.0% [60.0, 75.0]", "0.0%", "97.2"]
+    assert rows[2] == ["chain", "4", "25.0%", "", "", "", ""]
+    assert rows[3] == ["<b>", "2", "100.0%", "", "", "", ""]
+    assert "90% confidence interval" in next(section.find("p", "about")).text
+    lead = next(root.find("p", "lead")).text
+    assert "rose from 31.2% to 57.8% (90% confidence interval 50.0% to 65.0%), 26.6 points gained (avg@4" in lead
+
+
+def test_accuracy_has_whiskers_and_k_is_the_largest(tmp_path: Path) -> None:
+    history = history_of({"iteration": i, "stage": s, "name": n, "value": v} for i, s, n, v in with_evaluation(4))
+    chart = next(figure for figure in curves(history) if figure.title == "Accuracy")
+    named = {trace["name"]: trace for trace in chart.traces}
+    assert set(named) == {"held-out avg@k", "held-out pass@k", "held-out cons@k", "training"}
+    assert (named["held-out pass@k"]["x"], named["held-out pass@k"]["y"]) == ([0, 4], [0.6, 0.8])
+    whiskers = named["held-out avg@k"]["error_y"]
+    assert whiskers["array"] == pytest.approx([0.35 - 0.312, 0.65 - 0.578])
+    assert whiskers["arrayminus"] == pytest.approx([0.312 - 0.3, 0.578 - 0.5])
+    assert not [name for name, trace in named.items() if "error_y" in trace and name != "held-out avg@k"]
+
+
+def test_at_k_1_there_is_one_curve() -> None:
+    rows = [("accuracy", 0.5), ("pass_at_1", 0.5), ("cons_at_1", 0.5)]
+    (chart,) = curves({("evaluation", name): [(0, value)] for name, value in rows})
+    assert [trace["name"] for trace in chart.traces] == ["held-out avg@k"]
+
+
+def heldout_cards(root: Element) -> list[Element]:
+    return [card for card in root.find("article") if "data-n" not in card.attributes]
+
+
+@pytest.mark.parametrize("samples", [0, 1, 6])
+def test_heldout_responses_are_shown(tmp_path: Path, samples: int) -> None:
+    arguments = build(tmp_path)
+    write_history(arguments["history"], with_evaluation())
+    root = render(arguments, samples=samples)
+    cards = heldout_cards(root)
+    assert len(cards) == samples
+    rewards = {row["rollout_id"]: row for row in read_table(arguments["evaluation_rewards"], REWARDS).to_pylist()}
+    problems = {row["prompt_id"]: row for row in read_table(arguments["evaluation"], EVALUATION).to_pylist()}
+    texts = {row["rollout_id"]: row for row in read_table(arguments["evaluation_rollouts"], ROLLOUTS).to_pylist()}
+    for card in cards:
+        row = next(card.find("code", "id")).text
+        facts = {next(div.find("dt")).text: next(div.find("dd")).text for div in card.find("div")}
+        assert facts["answer"] == rewards[row]["extracted"]
+        assert facts["expected"] == "7"
+        assert facts["length"] == f"{len(texts[row]['response_tokens'])} tokens"
+        problem = problems[row.split("/")[1]]
+        assert facts["correct"] == f"{problem['correct']} of 4 responses"
+        assert facts["majority"] == (problem["majority"] or "none")
+        assert next(card.find("p", "tokens")).text == texts[row]["response"]
+        assert ("\u2713 matched" if rewards[row]["correct"] else "\u2717 different") in card.all_text()
+    if samples == 6:
+        assert len({next(card.find("span", "verdict")).text for card in cards}) == 2
+
+
+def test_an_evaluation_alone_has_no_training_on_its_page(tmp_path: Path) -> None:
+    arguments = build(tmp_path)
+    training = {"prompts", *(name for name in arguments if name.startswith(("first_", "last_")))}
+    assert len(training) == 7
+    rows = [(0, "evaluation", name, value) for name, value in {**EVALUATED, "accuracy": 0.578}.items()]
+    write_history(arguments["history"], [*rows, (0, "evaluation/rollout", "seconds", 2.5)])
+    root = render({name: value for name, value in arguments.items() if name not in training})
+    headings = [heading.text for heading in root.find("h2")]
+    assert headings == ["Held-out problems", "Time", "Recipe"]
+    assert list(figures_of(root)) == ["Held-out accuracy by difficulty"]
+    assert len(heldout_cards(root)) == len(list(root.find("article"))) == 12
+    assert next(root.find("p", "lead")).text == (
+        "Accuracy is 57.8% (avg@4 over 6 held-out problems, 90% confidence interval 50.0% to 65.0%), "
+        "measured in 2.5 seconds of work."
+    )
+
+
+def test_a_long_heldout_response_shows_its_ends(tmp_path: Path) -> None:
+    arguments = build(tmp_path, problems=1, samples=1)
+    write_history(arguments["history"], with_evaluation())
+    text = "a" * LONG_HEAD + "b" * 100 + "c" * LONG_TAIL
+    rollout = ["0/p0/0"], ["p0"], [0], [1], [[0]], [[0]], [[0.0]], [text], ["length"]
+    write_rows(arguments["evaluation_rollouts"], ROLLOUTS, *rollout)
+    write_rows(arguments["evaluation_rewards"], REWARDS, ["0/p0/0"], [False], [-1.0], [""], ["truncated"])
+    (card,) = heldout_cards(render(arguments))
+    shown = next(card.find("p", "tokens"))
+    assert shown.text == "a" * LONG_HEAD + "c" * LONG_TAIL
+    assert "100 characters not shown" in next(shown.find("em", "gap")).text
+    assert "none" in [dd.text for dd in card.find("dd")]
+
+
+def test_heldout_tables_that_do_not_join(tmp_path: Path) -> None:
+    arguments = build(tmp_path)
+    write_history(arguments["history"], with_evaluation())
+    with pytest.raises(UserError, match="rollout_id"):
+        render({**arguments, "evaluation_rewards": arguments["last_rewards"]})
+    write_rows(arguments["evaluation"], EVALUATION, ["x"], ["file"], [0], [4], [1], [0], ["7"], [3.0])
+    with pytest.raises(UserError, match=r"0/p0/\d is of a problem that is not in the table EVALUATION"):
+        render(arguments)
+
+
 def test_undefined_values_are_absent_and_a_repeated_stage_replaces_its_result() -> None:
     rows = [(1, 0.2), (0, 0.1), (1, 0.3), (2, float("nan"))]
     history = history_of(
@@ -449,7 +589,7 @@ def test_difficulty_is_left_out_when_unknown(tmp_path: Path) -> None:
     arguments = build(tmp_path)
     title = "Held-out accuracy by difficulty"
     assert title in figures_of(render(arguments))
-    write_rows(arguments["evaluation"], EVALUATION, ["a"], ["file"], [0], [4], [1], [3.0])
+    write_rows(arguments["evaluation"], EVALUATION, ["p0"], ["file"], [0], [4], [1], [0], ["7"], [3.0])
     assert title not in figures_of(render(arguments))
 
 
@@ -498,6 +638,7 @@ def test_unknown_prompt_and_ragged_lengths_are_named(tmp_path: Path) -> None:
     write_table(arguments["prompts"], PROMPTS, {name: [] for name in PROMPTS.names})
     with pytest.raises(UserError, match="'p0' is not in the table PROMPTS"):
         render(arguments)
+    arguments = build(tmp_path, problems=1, samples=1)
     write_rows(arguments["last_experience"], EXPERIENCE, ["4/p0/0"], [True], [0.9], [[0.0]], [[0.0]], [[0.0]])
     with pytest.raises(UserError, match=r"column values: 4/p0/0: expected .* found 1"):
         render(arguments)

@@ -1,1 +1,1 @@
-"""Accuracy on held-out problems."""
+"""Accuracy on held-out problems, and how sure it is."""

@@ -1,78 +1,149 @@
-"""Problems from a JSONL file with `prompt` and `ground_truth`, split by a hash that ignores the order of lines."""
+"""Rows of JSONL, CSV and Parquet files, read as a stream: memory does not grow with the file."""
 
 from __future__ import annotations
 
-import hashlib
+import csv
+import glob
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from vapo.errors import UserError
+from vapo.problems.rows import Row
+
+BATCH = 1024  # rows of a Parquet file in memory at once ...
+BUFFER = 1 << 20  # ... and bytes of each of its columns: a row group may be as large as the file
+
+Wanted = Callable[[Sequence[str]], set[str]]  # from a file's columns to those that are read
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One row of a PROMPTS table."""
-
-    prompt_id: str
-    prompt: str
-    ground_truth: str
-    family: str
-    difficulty: int
-
-
-def identity(prompt: str) -> str:
-    """A prompt's ID: 16 hex digits of its text's hash."""
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
-
-
-def read_problems(path: Path, key: str = "problems.path") -> list[Problem]:
-    """All distinct problems of a JSONL file, in order; `key` is the setting that names the file.
+def find_files(pattern: str, key: str) -> list[Path]:
+    """The files that a path or a pattern such as data/*.parquet names, in order of their names.
 
     Raises:
-        UserError: no such file, or a line without the two texts; names file, line and key.
+        UserError: there is none, or not of a kind that can be read; says so of the recipe's `key`.
     """
-    if not path.is_file():
-        raise UserError(f"{key} {str(path)!r}: no such file: give a JSONL file with prompt and ground_truth")
-    found: dict[str, Problem] = {}
+    found = [Path(pattern)] if Path(pattern).exists() else [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207
+    if not found:
+        raise UserError(f"{key} {pattern!r}: no such file: give a JSONL, CSV or Parquet file, or a pattern of them")
+    for path in found:
+        if path.is_dir():
+            raise UserError(f"{key} {pattern!r}: {path} is a directory: name its files, say {path / '*.parquet'}")
+        if path.suffix.lower() not in FORMATS:
+            raise UserError(f"{key} {pattern!r}: {path} ends in {path.suffix!r}: name a file {sorted(FORMATS)}")
+    return found
+
+
+def read_rows(path: Path, wanted: Wanted) -> Iterator[Row]:
+    """All rows of a file in order; `wanted` chooses columns where leaving the others out saves reading them.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or is not UTF-8; names file and line.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key} {str(path)!r}: not UTF-8 ({error}): save it as UTF-8") from None
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also cut at U+2028 inside a text
+        yield from FORMATS[path.suffix.lower()](path, wanted)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason}): check that it is whole and what its name says") from None
+
+
+def count_rows(path: Path) -> int:
+    """About how many rows there are: exactly for Parquet, the lines otherwise."""
+    if path.suffix.lower() == ".parquet":
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (pa.ArrowException, OSError):
+            return 0  # read_rows says what is wrong with it
+    with path.open("rb") as handle:
+        return sum(block.count(b"\n") for block in iter(lambda: handle.read(BUFFER), b""))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends; only "\\n" ends one: JSON texts may hold the others of Unicode."""
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}:{number}: not UTF-8 ({error}): save it as UTF-8") from None
+
+
+def _jsonl(path: Path, wanted: Wanted) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
+        place = f"{path}:{number}"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}): write one object per line") from None
-        for name in ("prompt", "ground_truth"):
-            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
-                raise UserError(f"{path}:{number}: key {name!r}: expected a text, found {_found(row, name)}")
-        prompt_id = identity(row["prompt"])
-        known = found.setdefault(
-            prompt_id,
-            Problem(prompt_id, row["prompt"], row["ground_truth"], str(row.get("family", "file")), 0),
-        )
-        if known.ground_truth != row["ground_truth"]:
-            raise UserError(
-                f"{path}:{number}: the same prompt has ground_truth {row['ground_truth']!r} here and "
-                f"{known.ground_truth!r} above: keep one"
-            )
-    if not found:
-        raise UserError(f"{key} {str(path)!r} holds no problem")
-    return list(found.values())
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:  # ValueError: also an integer of more digits than Python reads
+            yield Row(place, (), {}, f"not JSON ({error}): write one object per line")
+            continue
+        if isinstance(values, dict):
+            yield Row(place, values.keys(), values)
+        else:
+            yield Row(place, (), {}, f"expected an object, found {type(values).__name__}: write one object per line")
 
 
-def split(problems: list[Problem], heldout_share: float) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out) by each prompt's hash: the same however the file is ordered."""
-    limit = int(heldout_share * 2**32)
-    heldout = [p for p in problems if int(p.prompt_id[:8], 16) < limit]
-    train = [p for p in problems if int(p.prompt_id[:8], 16) >= limit]
-    return train, heldout
+def _csv(path: Path, wanted: Wanted) -> Iterator[Row]:
+    """Comma-separated with a header; cells are texts, and one in quotes may hold commas and new lines."""
+    reader = csv.reader(_lines(path), strict=True)
+    names: list[str] = []
+    while True:
+        place = f"{path}:{reader.line_num + 1}"  # where the row begins
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{place}: not CSV ({error}): quote cells that hold quotes, commas or new lines") from None
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if not names:
+            names = _unlike(path, cells)
+        elif len(cells) != len(names):
+            yield Row(place, names, {}, f"{len(cells)} cells under a header of {len(names)} columns: quote commas")
+        else:
+            yield Row(place, names, dict(zip(names, cells, strict=True)))
 
 
-def _found(row: object, key: str) -> str:
-    if not isinstance(row, dict):
-        return type(row).__name__
-    return repr(row[key]) if key in row else f"none (keys {sorted(row)})"
+def _parquet(path: Path, wanted: Wanted) -> Iterator[Row]:
+    with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:  # pre_buffer keeps all it reads
+        names = _unlike(path, file.schema_arrow.names)
+        read = [name for name in names if name in wanted(names)]
+        number = 0
+        for batch in file.iter_batches(BATCH, columns=read, use_threads=False):
+            for values in _records(batch):
+                number += 1
+                fault = "" if isinstance(values, dict) else f"not UTF-8 ({values})"
+                yield Row(f"{path}: row {number}", names, values if isinstance(values, dict) else {}, fault)
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, object] | UnicodeDecodeError]:
+    """A batch's rows; where texts are no UTF-8, which Parquet does not check, row by row."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            yield error
+        else:
+            for i in range(len(batch)):
+                yield from _records(batch.slice(i, 1))
+
+
+def _unlike(path: Path, names: Sequence[str]) -> list[str]:
+    """The names of a file's columns, each of which stands there once."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: columns {twice} stand there twice: rename one of each")
+    return list(names)
+
+
+FORMATS: dict[str, Callable[[Path, Wanted], Iterator[Row]]] = {
+    ".csv": _csv,
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".parquet": _parquet,
+}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 # One way to match each space: with two adjacent runs of spaces, a long run would take quadratic time.
 ANSWER = re.compile(r"(?:^|\s)answer(?:\s*:)?\s+(\S+)\s*$", re.IGNORECASE)
 INTEGER = re.compile(r"[+-]?\d{1,4000}")
+# unparseable: there is an answer and it cannot be read; time_out and error: grading it failed, which is counted.
+WHYS = ("matched", "different", "no_answer", "truncated", "unparseable", "time_out", "error")
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Verdict:
 
     correct: bool
     extracted: str
-    why: str  # matched, different, no_answer, truncated
+    why: str  # one of WHYS; correct is the same as "matched"
+    partial: float = 0.0  # what a wrong answer is worth, from 0 (reward_wrong) to 1 (reward_correct)
 
 
 def answer_line(response: str, ground_truth: str, finish_reason: str) -> Verdict:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from vapo import recipe
 from vapo.errors import UserError
-from vapo.problems import chain
-from vapo.problems.files import Problem, identity, read_problems, split
+from vapo.problems import chain, task_families
+from vapo.problems.collection import Collection, collect, read_problems
+from vapo.problems.hub import read_hub
+from vapo.problems.problem import Problem, choose, identity, split
+from vapo.problems.templates import Render, renderer
 from vapo.progress import Progress
 from vapo.schemas import EXAMPLES, PROMPTS
 from vapo.seeds import derive
@@ -21,17 +24,25 @@ SHORT_STEPS = (3, 8)
 def problems(
     section: recipe.Problems, *, train_prompts: Path, heldout_prompts: Path, examples: Path, seed: int
 ) -> dict[str, float]:
-    """Write the PROMPTS tables and EXAMPLES; returns how many rows each has."""
-    if section.source == "file":
-        train, heldout = _from_files(section)
-        train, heldout = train[: section.train], heldout[: section.heldout]
-        if not train or not heldout:
+    """Write the PROMPTS tables and EXAMPLES; returns how many rows each has, and how many were read for them.
+
+    Raises:
+        UserError: a problem set that is not there, cannot be read, or leaves nothing to train on or to hold out.
+    """
+    facts: dict[str, float] = {}
+    if section.source == "chain":
+        train, heldout = _chains(section, seed)
+    elif section.source == "reasoning_gym":
+        drawn = task_families.draw(section, renderer(section), seed, section.heldout + section.train)
+        train, heldout = drawn[section.heldout :], drawn[: section.heldout]  # as with chains
+    else:
+        train, heldout, facts = _read(section)
+        train, heldout = choose(train, section.train), choose(heldout, section.heldout)
+        if not heldout or (not train and section.heldout_share < 1):
             raise UserError(
                 f"problems.path {section.path!r}: {len(train)} training and {len(heldout)} held-out prompts: "
                 "the file needs more problems, or change problems.heldout_share"
             )
-    else:
-        train, heldout = _chains(section, seed)
     _write_prompts(train_prompts, train)
     _write_prompts(heldout_prompts, heldout)
     worked = _worked_examples(section, seed)
@@ -44,22 +55,37 @@ def problems(
             "difficulty": [len(c.operations) for c, _ in worked],
         },
     )
-    return {"train_prompts": len(train), "heldout_prompts": len(heldout), "examples": len(worked)}
+    return {"train_prompts": len(train), "heldout_prompts": len(heldout), "examples": len(worked), **facts}
 
 
-def _from_files(section: recipe.Problems) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out); what is held out is never trained on, whichever file it stands in."""
+def _read(section: recipe.Problems) -> tuple[list[Problem], list[Problem], dict[str, float]]:
+    """(training, held-out, counts); what is held out is never trained on, whichever file it stands in."""
+    render = renderer(section)
+    read = _collect(section, render, "path", section.hub_split)
+    facts = _facts(read)
     if not section.heldout_path:
-        return split(read_problems(Path(section.path)), section.heldout_share)
-    heldout = read_problems(Path(section.heldout_path), "problems.heldout_path")
-    known = {problem.prompt_id for problem in heldout}
-    train = [p for p in read_problems(Path(section.path)) if p.prompt_id not in known]
+        return *split(read.problems, section.heldout_share), facts
+    kept = _collect(section, render, "heldout_path", section.hub_heldout_split)
+    known = {problem.prompt_id for problem in kept.problems}
+    train = [p for p in read.problems if p.prompt_id not in known]
     if not train:
         raise UserError(
             f"problems.path {section.path!r}: all its problems are held out by problems.heldout_path "
             f"{section.heldout_path!r}: give others to train on"
         )
-    return train, heldout
+    return train, kept.problems, facts | {f"heldout_{name}": value for name, value in _facts(kept).items()}
+
+
+def _collect(section: recipe.Problems, render: Render, setting: str, hub_split: str) -> Collection:
+    """The problems of the files, or of the data set on the hub, that `setting` names."""
+    name, key = getattr(section, setting), f"problems.{setting}"
+    if section.source == "hub":
+        return collect(read_hub(section, name, hub_split, key), 0, section, render, f"{key} {name!r}")
+    return read_problems(section, name, key, render)
+
+
+def _facts(read: Collection) -> dict[str, float]:
+    return {"rows": read.rows, "distinct_prompts": len(read.problems), "bad_rows": read.bad_rows}
 
 
 def _chains(section: recipe.Problems, seed: int) -> tuple[list[Problem], list[Problem]]:

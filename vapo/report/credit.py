@@ -9,6 +9,7 @@ from html import escape
 import numpy as np
 
 from vapo.report.responses import Response
+from vapo.report.samples import head
 
 HEAD, TAIL = 800, 400  # tokens shown of a longer response: a browser suffers from more
 POINTS = 1000  # of a curve
@@ -55,14 +56,8 @@ def card(response: Response, scale: Scale) -> str:
         ("finish", response.finish_reason),
         ("lambda", f"{response.lambda_policy:.3f}"),
     )
-    listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    sort = "right" if response.correct else "wrong"
-    mark = "\u2713" if response.correct else "\u2717"
     return (
-        f'<article class="card response" data-n="{len(response.tokens)}"><header>'
-        f'<span class="verdict {sort}">{mark} {escape(response.verdict.replace("_", " "))}</span>'
-        f'<code class="id">{escape(response.rollout_id)}</code></header><dl>{listed}</dl>'
-        f'<p class="prompt">{escape(response.prompt)}</p>'
+        f'<article class="card response" data-n="{len(response.tokens)}">{head(response, facts)}'
         f'<p class="tokens">{_spans(response, scale)}</p>{_curve(response, scale)}'
         f"<details><summary>as plain text</summary><pre>{escape(response.text)}</pre></details></article>"
     )

@@ -11,8 +11,8 @@ from vapo.report.figures import PALETTE, Figure, axes, title
 
 Point = tuple[int, float]  # iteration, value
 History = Mapping[tuple[str, str], list[Point]]  # (stage, name) -> its points in order of iteration
-DASHES = ("solid", "dash", "dot")  # a curve is told apart without its colour, too
-SYMBOLS = ("circle", "diamond", "square")
+DASHES = ("solid", "dash", "dot", "dashdot")  # a curve is told apart without its colour, too
+SYMBOLS = ("circle", "diamond", "square", "cross")
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ def _one(label: str, stage: str, name: str) -> tuple[str, tuple[tuple[str, str],
 CHARTS = (
     Chart(
         "Accuracy",
-        "Held-out accuracy rises with training accuracy; a gap that opens between them is over-fitting.",
+        "Held-out accuracy, with its confidence interval, rises with training accuracy; a gap that opens between them "
+        "is over-fitting.",
         (
             _one("held-out avg@k", "evaluation", "accuracy"),
             _one("held-out pass@k", "evaluation", "pass_at_k"),
+            _one("held-out cons@k", "evaluation", "cons_at_k"),
             _one("training", "verification", "accuracy"),
         ),
         "%",
@@ -136,6 +138,7 @@ def history_of(rows: Iterable[Mapping[str, Any]]) -> History:
 
 def curves(history: History) -> list[Figure]:
     """One figure per chart that has points."""
+    history = {**history, **_at_k(history)}
     drawn = [(chart, _traces(chart, history)) for chart in CHARTS]
     return [Figure(c.title, c.note, traces, _layout(c, traces), c.wide) for c, traces in drawn if traces]
 
@@ -188,9 +191,42 @@ def _traces(chart: Chart, history: History) -> list[dict[str, Any]]:
         points = sorted(point for source in sources for point in history.get(source, []))
         if not points:
             continue
-        shown = {"hovertemplate": "%{y:.1%}"} if chart.unit == "%" else {}
-        traces.append({**_trace(label, points, at), **shown})
+        trace = _trace(label, points, at)
+        if chart.unit == "%":
+            trace["hovertemplate"] = "%{y:.1%}"
+        if whiskers := _whiskers(points, sources, history):
+            trace["error_y"] = whiskers
+        traces.append(trace)
     return traces
+
+
+def _at_k(history: History) -> dict[tuple[str, str], list[Point]]:
+    """pass@k and cons@k for the k that was sampled, under names that do not hold it; with k = 1 both are avg@k."""
+    found = {}
+    for kind in ("pass_at_", "cons_at_"):
+        names = [name.removeprefix(kind) for stage, name in history if stage == "evaluation"]
+        sizes = [int(name) for name in names if name.isdigit()]
+        if max(sizes, default=1) > 1:
+            found["evaluation", f"{kind}k"] = history["evaluation", f"{kind}{max(sizes)}"]
+    return found
+
+
+def _whiskers(points: list[Point], sources: Iterable[tuple[str, str]], history: History) -> dict[str, Any]:
+    """Plotly's error bars from the points' confidence intervals; nothing where none is known."""
+    lows, highs = (
+        {x: y for stage, name in sources for x, y in history.get((stage, f"{name}_{end}"), [])}
+        for end in ("low", "high")
+    )
+    if not lows:
+        return {}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [highs.get(x, y) - y for x, y in points],
+        "arrayminus": [y - lows.get(x, y) for x, y in points],
+        "thickness": 1,
+        "width": 3,
+    }
 
 
 def _layout(chart: Chart, traces: list[dict[str, Any]]) -> dict[str, Any]:

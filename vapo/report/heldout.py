@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from vapo.report.curves import History
 from vapo.report.figures import Figure, axes, title
+from vapo.report.results import last_evaluation
 from vapo.tables import flat
 
 BUCKETS = 6
@@ -21,18 +22,31 @@ def outcome(history: History, evaluation: pa.Table, seconds: float) -> str:
     measured = history.get(("evaluation", "accuracy"), [])
     if not measured:
         return f"Held-out accuracy was not measured in {spent}."
-    over = ""
+    over = interval = ""
     if len(evaluation):
-        over = f" (avg@{flat(evaluation, 'samples').max()} over {len(evaluation)} held-out problems)"
+        over = f"avg@{flat(evaluation, 'samples').max()} over {len(evaluation)} held-out problems"
+    metrics = last_evaluation(history)
+    if "accuracy_low" in metrics:
+        low, high, confidence = (metrics[name] for name in ("accuracy_low", "accuracy_high", "confidence"))
+        interval = f"{100 * confidence:.4g}% confidence interval {low:.1%} to {high:.1%}"
     (_, before), (_, after) = measured[0], measured[-1]
+    facts = _bracketed(over, interval)
+    if not iterations:
+        return f"Accuracy is {after:.1%}{facts}, measured in {seconds:,.1f} seconds of work."
     if len(measured) == 1:
-        return f"Held-out accuracy is {before:.1%}{over}, measured once in {spent}."
+        return f"Held-out accuracy is {after:.1%}{facts}, measured once in {spent}."
     points = round(100 * after, 1) - round(100 * before, 1)  # of the numbers shown, so that the sentence adds up
     if not points:
-        return f"Held-out accuracy stayed at {after:.1%}{over} in {spent}."
+        return f"Held-out accuracy stayed at {after:.1%}{facts} in {spent}."
     verb, change = ("rose", "gained") if points > 0 else ("fell", "lost")
-    change = f"{abs(points):.1f} points {change}"
-    return f"Held-out accuracy {verb} from {before:.1%} to {after:.1%}, {change}{over}, in {spent}."
+    moved = f"{verb} from {before:.1%} to {after:.1%}{_bracketed(interval)}, {abs(points):.1f} points {change}"
+    return f"Held-out accuracy {moved}{_bracketed(over)}, in {spent}."
+
+
+def _bracketed(*facts: str) -> str:
+    """The facts that there are, in brackets behind what they are about."""
+    known = ", ".join(fact for fact in facts if fact)
+    return f" ({known})" if known else ""
 
 
 def by_difficulty(evaluation: pa.Table) -> Figure | None:

@@ -45,6 +45,8 @@ thead th { color: var(--soft); font-size: 0.82rem; white-space: nowrap; }
 th:first-child { text-align: left; }
 thead th:first-child { padding-left: 0; }
 tbody th:first-child { padding-left: 18px; text-indent: -18px; }
+.interval { color: var(--soft); white-space: nowrap; }
+.after { margin-top: 20px; }
 .dot { display: inline-block; width: 10px; height: 10px; margin-right: 8px; border-radius: 2px; }
 .when { position: absolute; opacity: 0; }
 .tab {

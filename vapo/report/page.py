@@ -10,16 +10,19 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from vapo.errors import UserError
 from vapo.recipe import Report
-from vapo.report import credit, figures, timings
+from vapo.report import credit, figures, results, samples, timings
 from vapo.report.credit import Scale
 from vapo.report.curves import curves, history_of, pretraining_curves
 from vapo.report.heldout import by_difficulty, outcome
 from vapo.report.look import SCRIPT, STYLE
 from vapo.report.responses import Response, read_responses
+from vapo.report.results import Metrics, last_evaluation
+from vapo.report.samples import Sample, read_samples
 from vapo.schemas import EVALUATION, HISTORY, PRETRAINING, PROMPTS
 from vapo.tables import read_table, write_text
 
@@ -36,24 +39,29 @@ def report(
     section: Report,
     *,
     history: Path,
-    prompts: Path,
     tokenizer: Path,
-    first_rollouts: Path,
-    first_rewards: Path,
-    first_experience: Path,
-    last_rollouts: Path,
-    last_rewards: Path,
-    last_experience: Path,
     evaluation: Path,
+    evaluation_prompts: Path,
+    evaluation_rollouts: Path,
+    evaluation_rewards: Path,
     recipe: str,
     page: Path,
+    prompts: Path | None = None,
+    first_rollouts: Path | None = None,
+    first_rewards: Path | None = None,
+    first_experience: Path | None = None,
+    last_rollouts: Path | None = None,
+    last_rewards: Path | None = None,
+    last_experience: Path | None = None,
     pretraining: Path | None = None,
 ) -> dict[str, float]:
     """Write `page`, one HTML file that needs nothing besides itself; the same inputs give the same bytes.
 
     Args:
         tokenizer: a tokenizer.json.
+        evaluation: of the last evaluation, as are its prompts, rollouts and rewards.
         recipe: the resolved recipe as JSON text.
+        prompts: those trained on; None, as the tables of the first and last iteration, where nothing was trained.
         pretraining: how the first critic learned; None where there is no critic.
 
     Raises:
@@ -61,39 +69,43 @@ def report(
     """
     measured = read_table(history, HISTORY).to_pylist()
     heldout = read_table(evaluation, EVALUATION)
-    problems = read_table(prompts, PROMPTS)
+    sampled = read_samples(
+        evaluation_rollouts, evaluation_rewards, read_table(evaluation_prompts, PROMPTS), section.samples
+    )
     words = read_tokenizer(tokenizer)
-    last = read_responses(last_rollouts, last_rewards, last_experience, problems, words, section.samples)
-    first = read_responses(first_rollouts, first_rewards, first_experience, problems, words, (section.samples + 1) // 2)
-    # A run of one iteration has one and the same first and last.
-    shown = [("last iteration", last)]
-    if first and last and _iteration(first) != _iteration(last):
-        shown.append(("first iteration", first))
+    iterations = ((last_rollouts, last_rewards, last_experience), (first_rollouts, first_rewards, first_experience))
+    shown = _responses(iterations, prompts, words, section.samples)
 
     points, runs = history_of(measured), timings.runs_of(measured)
     steps = read_table(pretraining, PRETRAINING).to_pylist() if pretraining else []
-    drawn = [*curves(points), *pretraining_curves(steps)]
+    drawn = [*curves(points), *pretraining_curves(steps)] if prompts else []
     charts = "".join(figures.card(figure, at) for at, figure in enumerate(drawn))
+    difficulty = ""
     if figure := by_difficulty(heldout):
-        charts += figures.card(figure, len(drawn))
+        difficulty = figures.card(figure, len(drawn))
         drawn.append(figure)
-    times = ""
-    if runs:
-        times = _section(
-            "Time",
-            "The work of the stages, without the time that the pipeline takes to start them.",
-            f"{figures.card(timings.bars(runs), len(drawn))}{timings.table(runs)}",
-        )
+    times = timings.table(runs) if runs else ""
+    if runs and prompts:  # an evaluation alone has one bar
+        times = figures.card(timings.bars(runs), len(drawn)) + times
         drawn.append(timings.bars(runs))
+    if times:
+        times = _section(
+            "Time", "The work of the stages, without the time that the pipeline takes to start them.", times
+        )
     body = (
         f"<header><h1>{escape(section.title)}</h1>"
         f'<p class="lead">{escape(outcome(points, heldout, timings.total_seconds(runs)))}</p></header>'
-        + _section(
+    )
+    if prompts:
+        body += _section(
             "Curves",
             "Everything is measured per iteration, and iteration 0 is before the first update, unless the axis says "
             "otherwise.",
-            f'<div class="grid">{charts}</div>',
+            f'<div class="grid">{charts}{difficulty}</div>',
         )
+        difficulty = ""
+    body += (
+        _evaluated(last_evaluation(points), heldout, sampled, difficulty)
         + _credit(shown, has_critic=pretraining is not None)
         + times
         + _section(
@@ -104,6 +116,22 @@ def report(
     )
     write_text(page, document(section.title, body, figures.as_json(drawn)))
     return {"bytes": float(page.stat().st_size)}
+
+
+def _responses(
+    iterations: Sequence[tuple[Path | None, ...]], prompts: Path | None, words: Tokenizer, count: int
+) -> list[tuple[str, list[Response]]]:
+    """Responses of the last and the first iteration, of that half as many; none where nothing was trained."""
+    if not prompts:
+        return []
+    problems = read_table(prompts, PROMPTS)
+    found = []
+    for label, of_label, paths in zip(("last", "first"), (count, (count + 1) // 2), iterations, strict=True):
+        rollouts, rewards, experience = (path for path in paths if path)
+        found.append((f"{label} iteration", read_responses(rollouts, rewards, experience, problems, words, of_label)))
+    # A run of one iteration has one and the same first and last.
+    (_, last), (_, first) = found
+    return found if first and last and _iteration(first) != _iteration(last) else found[:1]
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -138,6 +166,23 @@ def document(title: str, body: str, data: str) -> str:
         + "".join(f"<script>{script}</script>\n" for script in scripts)
         + "</body></html>\n"
     )
+
+
+def _evaluated(metrics: Metrics, heldout: pa.Table, sampled: Sequence[Sample], chart: str) -> str:
+    """What the last evaluation measured, and some of its responses."""
+    if "problems" not in metrics:
+        return ""
+    about = (
+        "The last evaluation. pass@k: one of k responses is right, cons@k: the answer that most of them give is; "
+        f"in brackets the {100 * metrics['confidence']:.4g}% confidence interval over problems."
+    )
+    problems = {row["prompt_id"]: row for row in heldout.to_pylist()}
+    if unknown := next((sample.rollout_id for sample in sampled if sample.prompt_id not in problems), None):
+        raise UserError(f"the response {unknown} is of a problem that is not in the table EVALUATION")
+    cards = "".join(samples.card(sample, problems[sample.prompt_id]) for sample in sampled)
+    table = results.as_html(results.results_table(metrics))
+    grid = f'<div class="grid pairs after">{chart}{cards}</div>' if chart or cards else ""
+    return _section("Held-out problems", about, table + grid)
 
 
 def _credit(shown: Sequence[tuple[str, list[Response]]], *, has_critic: bool) -> str:
