@@ -58,6 +58,8 @@ clean: ## remove .venv, caches and build leftovers; runs/ stays
 
 .venv/.stamp-dev: requirements-dev.lock .venv/.stamp
 	@rm -f .venv/.stamp .venv/.stamp-dev
+	@command -v cc > /dev/null || { echo "the tests need a C compiler once, for reasoning-gym's pycosat:" \
+		"install gcc and Python's headers (Debian: gcc python3-dev)" >&2; exit 1; }
 	@echo "adding the development tools"
 	@$(INSTALL) -r requirements-dev.lock
 	@touch .venv/.stamp
