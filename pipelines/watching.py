@@ -100,6 +100,8 @@ class Watch:
             self.progress = event
         elif kind == "error":
             self.error = event
+        elif kind == "bad_row":
+            self._say(f"left out: {event['row']}")
         elif kind == "end":
             self.work = event["seconds"]
             self._end(event)

@@ -131,6 +131,16 @@ def test_no_command_shows_the_help() -> None:
             id="misspelt key of an evaluation",
         ),
         pytest.param(["run", "tiny", "--workdir", "notes.txt"], ["notes.txt"], id="workdir is a file"),
+        pytest.param(
+            ["run", "tiny", "--skip-bad-rows"],
+            ["skip_bad_rows True", "'file' or 'hub'"],
+            id="no rows to skip",
+        ),
+        pytest.param(
+            ["evaluate", ".", "--problems", "tiny", "--skip-bad-rows"],
+            ["skip_bad_rows True"],
+            id="nor here",
+        ),
         pytest.param(["compile", "tiny", "-o", "."], ["'.'"], id="output is a folder"),
         pytest.param(["run", "broken.toml"], ["broken.toml", "not valid TOML"], id="recipe is not TOML"),
         pytest.param(["run", "child.toml"], ["child.toml", "extends = 'nosuch'", *available_recipes()], id="no parent"),

@@ -23,7 +23,11 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="override one key; may be repeated", metavar="SECTION.KEY=VALUE")
 ]
 Where = Annotated[Path, typer.Option("--workdir", file_okay=False, help="where runs, artifacts and the cache are kept")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="leave rows of the problem files out that are wrong; they are listed")
+]
 WORKDIR = Path("runs")
+SKIP_BAD_ROWS = "problems.skip_bad_rows=true"
 
 
 @app.callback(invoke_without_command=True)
@@ -43,6 +47,7 @@ def run(
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="forget the working directory's cache first")] = False,
     cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
+    skip_bad_rows: SkipBadRows = False,
 ) -> None:
     """Run the whole pipeline on this machine, with progress and a report at the end.
 
@@ -56,9 +61,10 @@ def run(
 
     if not recipe and not resume:
         raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
-    if not recipe and set_:
+    if not recipe and (set_ or skip_bad_rows):
         raise UserError("--set needs a RECIPE: --resume alone continues the interrupted run as it was")
-    resolved = load_recipe(recipe, set_ or []) if recipe else None
+    settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else [])]
+    resolved = load_recipe(recipe, settings) if recipe else None
     place = Workdir(workdir)
     if fresh:
         place.forget()
@@ -126,6 +132,7 @@ def evaluate(
     set_: Set = None,
     workdir: Where = WORKDIR,
     cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
+    skip_bad_rows: SkipBadRows = False,
 ) -> None:
     """Measure a model: avg@k, pass@k and cons@k with confidence intervals, overall and per family of problems.
 
@@ -145,6 +152,8 @@ def evaluate(
     }
     settings = [f"{key}={value}" for key, value in given.items() if value is not None]
     place = Workdir(workdir)
+    if skip_bad_rows:
+        settings.append(SKIP_BAD_ROWS)
     recipe = evaluation_recipe(model, problems, place, [*settings, *(set_ or [])], iteration=iteration)
     evaluate_locally(recipe, place, console(), warm=not cold)
 

@@ -194,7 +194,7 @@ def test_a_bad_row_is_refused_where_it_stands(tmp_path: Path, line: object, said
     found = refused(path)
     assert found.startswith(f"{path}:3: ")
     assert said in found
-    assert found.endswith("; cure it, or leave such rows out: problems.skip_bad_rows = true")
+    assert found.endswith("; cure it, or leave such rows out with --skip-bad-rows")
 
 
 def test_bad_rows_are_counted_and_listed_instead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

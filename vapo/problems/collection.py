@@ -74,7 +74,7 @@ class Collection:
 
     def _refuse(self, place: str, fault: str, rows: int) -> None:
         if not self.section.skip_bad_rows:
-            raise UserError(f"{place}: {fault}; cure it, or leave such rows out: problems.skip_bad_rows = true")
+            raise UserError(f"{place}: {fault}; cure it, or leave such rows out with --skip-bad-rows")
         self.bad_rows += rows
         if len(self.listed) < LISTED:
             self.listed.append(f"{place}: {fault}")
