@@ -139,8 +139,8 @@ def test_dapo_is_grpo_with_its_four_techniques() -> None:
     assert differing("dapo", "grpo") == {
         "ppo_update.clip_high": 0.28,
         "ppo_update.loss_aggregation": "token",
-        "rollout.prompts": 32,
-        "rollout.draws": 3,
+        "rollout.prompts": 24,
+        "rollout.draws": 4,
         "advantages.keep_groups": 64,
         "verification.overlong_tokens": 248,
         "verification.overlong_cache": 50,
