@@ -62,26 +62,18 @@ def _with_critic(draws: int) -> BaseComponent:
         sampled = _draw(
             draws, policy, prompts, history, rollout_section, verification_section, wanted_groups, iteration, seed
         )
-        estimated = advantages(
-            section=advantages_section,
-            iteration=iteration,
-            rollouts=sampled["rollouts"],
-            rewards=sampled["rewards"],
-            critic=critic,
+        updated = _update(
+            sampled,
+            {"critic": critic},
+            policy,
+            reference,
+            advantages_section,
+            ppo_update_section,
+            iteration,
+            seed,
+            store,
         )
-        updated = ppo_update(
-            section=ppo_update_section,
-            seed=seed,
-            iteration=iteration,
-            store=store,
-            rollouts=sampled["rollouts"],
-            rewards=sampled["rewards"],
-            experience=estimated.outputs["experience"],
-            policy=policy,
-            reference=reference,
-            critic=critic,
-        )
-        return Outputs(critic=updated.outputs["new_critic"], **_handed_on(sampled, estimated, updated, iteration))
+        return Outputs(**updated)
 
     return iterate
 
@@ -105,24 +97,10 @@ def _without_critic(draws: int) -> BaseComponent:
         sampled = _draw(
             draws, policy, prompts, history, rollout_section, verification_section, wanted_groups, iteration, seed
         )
-        estimated = advantages(
-            section=advantages_section,
-            iteration=iteration,
-            rollouts=sampled["rollouts"],
-            rewards=sampled["rewards"],
+        updated = _update(
+            sampled, {}, policy, reference, advantages_section, ppo_update_section, iteration, seed, store
         )
-        updated = ppo_update_without_critic(
-            section=ppo_update_section,
-            seed=seed,
-            iteration=iteration,
-            store=store,
-            rollouts=sampled["rollouts"],
-            rewards=sampled["rewards"],
-            experience=estimated.outputs["experience"],
-            policy=policy,
-            reference=reference,
-        )
-        return OutputsWithoutCritic(**_handed_on(sampled, estimated, updated, iteration))
+        return OutputsWithoutCritic(**updated)
 
     return iterate
 
@@ -172,10 +150,37 @@ def _draw(
     return {**found, "history": history}
 
 
-def _handed_on(
-    sampled: dict[str, Any], estimated: dsl.PipelineTask, updated: dsl.PipelineTask, iteration: int
+def _update(
+    sampled: dict[str, Any],
+    critic: dict[str, Any],
+    policy: Any,
+    reference: Any,
+    advantages_section: str,
+    ppo_update_section: str,
+    iteration: int,
+    seed: int,
+    store: str,
 ) -> dict[str, Any]:
-    """What either kind of iteration hands on."""
+    """Advantages and PPO update of what `_draw` found, and what the iteration hands on; `critic` may be empty."""
+    estimated = advantages(
+        section=advantages_section,
+        iteration=iteration,
+        rollouts=sampled["rollouts"],
+        rewards=sampled["rewards"],
+        **critic,
+    )
+    updated = (ppo_update if critic else ppo_update_without_critic)(
+        section=ppo_update_section,
+        seed=seed,
+        iteration=iteration,
+        store=store,
+        rollouts=sampled["rollouts"],
+        rewards=sampled["rewards"],
+        experience=estimated.outputs["experience"],
+        policy=policy,
+        reference=reference,
+        **critic,
+    )
     recorded = record(
         iteration=iteration,
         purpose="training",
@@ -187,6 +192,7 @@ def _handed_on(
     )
     return {
         "policy": updated.outputs["new_policy"],
+        **{name: updated.outputs[f"new_{name}"] for name in critic},
         "history": recorded.outputs["new_history"],
         "rollouts": sampled["rollouts"],
         "rewards": sampled["rewards"],

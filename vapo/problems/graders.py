@@ -67,12 +67,12 @@ def grade(
                 if done % 100 == 0:
                     report(before + (len(rows) - before) * done // len(questions))
             verdicts = [s if isinstance(s, Verdict) else _judge(section, s, answers[s.job]) for s in settled]
-            formats, late = _formats(section, rows, pool)
+            formats = _formats(section, rows, pool)
         except PoolRefused as error:
             raise UserError(str(error)) if str(error).startswith("verification.") else error from None
     report(len(rows))
     said = [outcome.detail for outcome in answers.values() if outcome.failure == "error"]
-    return verdicts, formats, said + late
+    return verdicts, formats, said
 
 
 def check_ground_truth(grader: str, truth: str) -> str | None:
@@ -112,8 +112,8 @@ def _check(section: recipe.Verification, truths: Mapping[str, str], pool: _Pool)
 
 def _doubt(section: recipe.Verification, truth: str) -> Job | None:
     """What a worker must say about a ground truth, or None."""
-    if section.grader == "math" and number(_plain(truth)) is None:
-        return Job("vapo.problems.symbolic:check", (_plain(truth),))
+    if section.grader == "math" and number(plain_truth(truth)) is None:
+        return Job("vapo.problems.symbolic:check", (plain_truth(truth),))
     return Job("vapo.problems.gym:check", (truth,)) if section.grader == "reasoning_gym" else None
 
 
@@ -139,7 +139,7 @@ def _settle(section: recipe.Verification, row: Row) -> Verdict | Question:
 
 
 def _math(truth: str, answer: str) -> Verdict | Question:
-    wanted, given = _plain(truth), plain(answer)
+    wanted, given = plain_truth(truth), plain(answer)
     if not given:
         return Verdict(False, "", "no_answer")
     same = decide(wanted, given)
@@ -164,10 +164,10 @@ def _judge(section: recipe.Verification, question: Question, outcome: Outcome) -
     return Verdict(False, question.extracted, "different", said if section.partial_scores else 0.0)
 
 
-def _formats(section: recipe.Verification, rows: Sequence[Row], pool: _Pool) -> tuple[list[bool], list[str]]:
-    """(whether each response has the format, what went wrong in words); nothing is asked when it has no reward."""
+def _formats(section: recipe.Verification, rows: Sequence[Row], pool: _Pool) -> list[bool]:
+    """Whether each response has the format; nothing is asked when it has no reward."""
     if not section.format_reward:
-        return [False] * len(rows), []
+        return [False] * len(rows)
     jobs = {
         row.response: Job("vapo.problems.patterns:matches", (section.format_pattern, row.response))
         for row in rows
@@ -180,7 +180,7 @@ def _formats(section: recipe.Verification, rows: Sequence[Row], pool: _Pool) -> 
             f"verification.format_pattern {section.format_pattern!r}: on {late} of {len(rows)} responses it did not "
             f"end within {section.time_limit:g} s: write it without nested repetitions such as (a+)+"
         )
-    return [bool(outcome and outcome.value) for outcome in (found.get(row.response) for row in rows)], []
+    return [bool(outcome and outcome.value) for outcome in (found.get(row.response) for row in rows)]
 
 
 class _Pool:
@@ -245,6 +245,6 @@ def _depth(text: str) -> int:
 
 
 @lru_cache(maxsize=1 << 14)  # a prompt's ground truth is compared with each of its responses
-def _plain(truth: str) -> str:
+def plain_truth(truth: str) -> str:
     """A ground truth as `plain` text; some data sets keep it in its box."""
     return plain(extract(truth, ("boxed",)) or truth)

@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 
 from vapo import recipe
-from vapo.problems.extraction import extract
-from vapo.problems.graders import check_ground_truth
-from vapo.problems.numbers import number, plain
+from vapo.problems.graders import check_ground_truth, plain_truth
+from vapo.problems.numbers import number
 from vapo.problems.optional import need
 from vapo.problems.pool import Job, Pool
 
@@ -29,7 +28,7 @@ def complaints(kind: str, truths: Sequence[str]) -> list[str]:
 def _unreadable(truths: Sequence[str]) -> list[str]:
     """What the grader `math` cannot read; whatever is no number is tried in a worker, for it is foreign text."""
     found = {truth: check_ground_truth("math", truth) or "" for truth in truths}
-    texts = {truth: plain(extract(truth, ("boxed",)) or truth) for truth, complaint in found.items() if not complaint}
+    texts = {truth: plain_truth(truth) for truth, complaint in found.items() if not complaint}
     doubtful = [truth for truth, text in texts.items() if number(text) is None]
     if doubtful:
         need("math_verify", "problems.ground_truths 'math'")

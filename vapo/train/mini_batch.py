@@ -43,8 +43,8 @@ class Experience:
     data: Rollouts
     trained: np.ndarray  # [B] bool: takes part in the update
     advantages: list[np.ndarray]
-    value_targets: list[np.ndarray]  # [0] each without a critic, as are the values
-    values: list[np.ndarray]  # at rollout time, for the value clip
+    value_targets: list[np.ndarray]  # what the critic learns; not read without one
+    values: list[np.ndarray]  # at rollout time, for the value clip; not read without a critic
     old_logprobs: list[np.ndarray]  # the trainer's own forward before the first step
     reference_logprobs: list[np.ndarray] | None  # for the KL term
 
