@@ -9,6 +9,7 @@ import yaml
 from kfp import compiler
 from kfp.dsl.base_component import BaseComponent
 
+from pipelines.expansion import expanded
 from pipelines.outside import READS, stamp
 from pipelines.training import training_pipeline
 from vapo.recipe import Recipe
@@ -22,6 +23,7 @@ def compile_pipeline(
         path = Path(scratch) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline_of(recipe), str(path))
         documents: list[dict[str, Any]] = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    documents[0] = expanded(documents[0])
     outside = recipe.outside()
     for executor in documents[0]["deploymentSpec"]["executors"].values():
         container = executor["container"]
