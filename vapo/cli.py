@@ -85,7 +85,7 @@ def compile_(
     from vapo.tables import write_text
 
     resolved = load_recipe(recipe, set_ or [])
-    ir = compile_pipeline(resolved, resolved.runtime.image)
+    ir = compile_pipeline(resolved, resolved.runtime.image, share=True)
     path = output or Path(f"{resolved.name}.yaml")
     write_text(path, ir)
     tasks = stages_of(ir)
