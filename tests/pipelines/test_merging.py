@@ -34,6 +34,7 @@ def test_its_size_hardly_grows_with_the_iterations(document: dict[str, Any]) -> 
     shared, _ = merged(document, {})
     assert len(document["components"]) > 5 * ITERATIONS
     assert len(shared["components"]) < 20
+    assert {"exec-rollout", "exec-ppo-update"} <= set(shared["deploymentSpec"]["executors"])
     assert len(shared["deploymentSpec"]["executors"]) < 12
     assert {task["componentRef"]["name"] for task in shared["root"]["dag"]["tasks"].values()} <= set(
         shared["components"]
