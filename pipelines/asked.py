@@ -10,9 +10,9 @@ from typing import Any
 from pipelines.outside import files_of
 from pipelines.workdir import Workdir
 from vapo.errors import UserError
-from vapo.lineage import FILE as RECORD
+from vapo.lineage.record import FILE as RECORD
 from vapo.recipe import Recipe, available_recipes, load_recipe, override, parse_recipe, read_resolved
-from vapo.store import Manifest, model_only, open_checkpoint, read_manifest, sha256_of
+from vapo.store import Manifest, model_only, open_checkpoint, read_manifest
 
 PROMPTING = ("template", "chat_template_from")  # a run's policy is asked as it was trained
 ALL = 10**9  # of a file's problems are taken, unless --set problems.heldout says how many
@@ -86,14 +86,7 @@ def _policy_of(workdir: Workdir, run: str, iteration: int | None) -> Path:
 
     The lineage leads there: from the run's page to the last policy, and from each update to the policy before it.
     """
-    page = workdir.root / run / "report.html"
-    if not page.is_file():
-        raise UserError(f"run {run!r} did not end: finish it first with 'vapo run --resume'")
-    digest = sha256_of(page)
-    found = (_record(path) for path in workdir.artifacts.glob(f"*/report*/{RECORD}"))
-    record = next((r for r in found if r["outputs"].get("page", {}).get("sha256") == digest), None)
-    if record is None:
-        raise UserError(f"run {run!r}: the task that wrote {page} is not in {workdir.artifacts}: run it again")
+    record = _record(workdir.last_task(run) / RECORD)
     last = None
     while True:
         path = Path(record["inputs"]["policy"]["path"])

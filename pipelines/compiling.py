@@ -12,6 +12,7 @@ from pipelines.merging import merged
 from pipelines.outside import READS, stamp
 from pipelines.training import training_pipeline
 from vapo.recipe import Recipe
+from vapo.stage import IMAGE
 
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # with libyaml where there is one: 8 times faster
 
@@ -37,8 +38,9 @@ def compile_pipeline(
     for executor in document["deploymentSpec"]["executors"].values():
         container = executor["container"]
         container["image"] = image
+        container.setdefault("env", []).append({"name": IMAGE, "value": image})
         if paths := outside.get(_stage_of(container)):
-            container.setdefault("env", []).append({"name": READS, "value": stamp(paths)})
+            container["env"].append({"name": READS, "value": stamp(paths)})
     if share:
         document, platforms = merged(document, platforms)
     else:  # kfp.local knows no platform

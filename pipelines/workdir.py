@@ -12,6 +12,7 @@ from pathlib import Path
 from vapo import __version__
 from vapo.errors import UserError
 from vapo.recipe import Recipe, read_resolved
+from vapo.store import sha256_of
 from vapo.tables import write_text
 
 FORMAT = 1
@@ -75,6 +76,21 @@ class Workdir:
         if not (folder / "recipe.json").is_file():
             raise UserError(f"no run {name!r} in {self.root}: there are {[f.name for f in self.runs()]}")
         return folder
+
+    def last_task(self, run: str) -> Path:
+        """The folder of the task that wrote a run's page: from its record the lineage leads to everything.
+
+        Raises:
+            UserError: there is no such run, it did not end, or its artifacts are gone.
+        """
+        page = self.find(run) / "report.html"
+        if not page.is_file():
+            raise UserError(f"run {run!r} did not end: finish it first with 'vapo run --resume'")
+        digest = sha256_of(page)
+        for found in self.artifacts.glob("*/report*/page"):
+            if sha256_of(found) == digest:
+                return found.parent
+        raise UserError(f"run {run!r}: the task that wrote {page} is not in {self.artifacts}: run it again")
 
     def interrupted(self) -> Recipe:
         """The recipe of the latest run that did not end.

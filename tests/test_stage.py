@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 from tests.running import environment, events_in
 from vapo import __version__, worker
 from vapo.errors import UserError
-from vapo.lineage import LIBRARIES
+from vapo.lineage.record import LIBRARIES
 from vapo.recipe import Problems, Verification
 from vapo.schemas import PROMPTS, REWARDS, ROLLOUTS
 from vapo.stage import Job, execute, run
@@ -31,12 +33,13 @@ class Artifact:
     """What kfp hands to a component."""
 
     def __init__(self, path: Path, **metadata: Any) -> None:
+        self.uri = f"store://{path.name}"
         self.path, self.metadata = str(path), metadata
 
 
 def problems_job(folder: Path, section: str = SMALL.model_dump_json()) -> dict[str, Any]:
-    outputs = {name: str(folder / name) for name in (*TABLES, "metrics")}
-    return asdict(Job("problems", section, {"seed": 3}, {}, outputs, time.time()))
+    outputs = {name: {"path": str(folder / name), "uri": f"store://{name}"} for name in (*TABLES, "metrics")}
+    return asdict(Job("problems", section, {"seed": 3}, {}, outputs, time.time(), "image:1"))
 
 
 def graded(folder: Path) -> dict[str, Artifact]:
@@ -50,7 +53,7 @@ def graded(folder: Path) -> dict[str, Artifact]:
     tokens = {"prompt_tokens": [[1, 2]], "response_tokens": [[3]], "rollout_logprobs": [[-0.5]]}
     text = {"response": ["answer 3"], "finish_reason": ["stop"]}
     write_table(folder / "rollouts", ROLLOUTS, {**rollouts, **tokens, **text})
-    return {n: Artifact(folder / n, sha256=sha256_of(folder / n)) for n in ("prompts", "rollouts")}
+    return {n: Artifact(folder / n, sha256=sha256_of(folder / n), record="its-record") for n in ("prompts", "rollouts")}
 
 
 def verify(folder: Path, inputs: dict[str, Artifact]) -> dict[str, Artifact]:
@@ -79,30 +82,42 @@ def test_outputs_are_described(tmp_path: Path) -> None:
 
 def test_record_says_what_was_done(tmp_path: Path) -> None:
     before = time.time()
-    execute(problems_job(tmp_path))
-    record = json.loads((tmp_path / "record.json").read_text())
-    assert before <= record.pop("started") <= time.time()
+    found = execute(problems_job(tmp_path))
+    text = (tmp_path / "record.json").read_bytes()
+    assert {facts["record"] for facts in found.values()} == {hashlib.sha256(text).hexdigest()}
+    record = json.loads(text)
+    assert before <= record.pop("started") <= record.pop("ended") <= time.time()
     metrics = json.loads((tmp_path / "metrics").read_text())
     assert record.pop("seconds") == metrics.pop("seconds") >= 0
     assert record.pop("python").startswith("3.")
-    assert record.pop("machine")
+    assert record.pop("host")["cpus"] >= 1
     assert set(record.pop("libraries")) <= set(LIBRARIES)
+    assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", record.pop("commit"))
+    rows = {"train_prompts": 8, "heldout_prompts": 4, "examples": 2, "metrics": None}
     facts = {
         name: {
             "path": str(tmp_path / name),
+            "uri": f"store://{name}",
             "sha256": sha256_of(tmp_path / name),
             "bytes": (tmp_path / name).stat().st_size,
+            "rows": rows[name],
         }
         for name in (*TABLES, "metrics")
     }
+    section = SMALL.model_dump(mode="json")
     assert record == {
-        "format": 1,
+        "format": 2,
         "stage": "problems",
+        "iteration": 0,
+        "purpose": "",
+        "seed": 3,
         "parameters": {"seed": 3},
-        "section": SMALL.model_dump(mode="json"),
+        "section": section,
+        "section_sha256": hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest(),
         "inputs": {},
         "outputs": facts,
         "metrics": metrics,
+        "image": "image:1",
         "vapo": __version__,
     }
     assert metrics == {"train_prompts": 8, "heldout_prompts": 4, "examples": 2}
@@ -134,12 +149,16 @@ def test_component_call_fills_the_metadata(tmp_path: Path) -> None:
         "bytes": (tmp_path / "out" / "rewards").stat().st_size,
         "stage": "verification",
         "iteration": 4,
+        "record": sha256_of(tmp_path / "out" / "record.json"),
     }
     assert outputs["metrics"].metadata["reward_mean"] in (-1.0, 1.0)
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert record["inputs"]["rollouts"] == {
         "path": str(tmp_path / "rollouts"),
+        "uri": "store://rollouts",
         "sha256": sha256_of(tmp_path / "rollouts"),
+        "bytes": (tmp_path / "rollouts").stat().st_size,
+        "record": "its-record",
     }
     assert len(read_table(tmp_path / "out" / "rewards", REWARDS)) == 1
 

@@ -158,6 +158,56 @@ def evaluate(
     evaluate_locally(recipe, place, console(), warm=not cold)
 
 
+@app.command()
+def lineage(
+    what: Annotated[
+        str,
+        typer.Argument(help="a run's name, an artifact's path, or the beginning of its sha256", metavar="RUN|ARTIFACT"),
+    ],
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", min=0, help="of a run: its policy after that one, not its page")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="recompute every digest, in the store too")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the records and the edges between them")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", dir_okay=False, help="write the graph as a page to this file")
+    ] = None,
+    workdir: Where = WORKDIR,
+) -> None:
+    """Show where an artifact comes from: every stage that led to it, back to the prompts and the seed.
+
+    With --verify the exit code is 1 if anything is missing or was changed since.
+    """
+    from pipelines.lineage import lineage_of
+    from pipelines.workdir import Workdir
+    from vapo.lineage.graph import dump
+    from vapo.lineage.page import page
+    from vapo.lineage.text import lines
+    from vapo.lineage.verify import verify as wrong_with
+    from vapo.tables import write_text
+
+    graph = lineage_of(Workdir(workdir), what, iteration)
+    if html:
+        write_text(html, page(graph))
+    if as_json:
+        typer.echo(dump(graph), nl=False)
+    elif html:
+        typer.echo(f"{html}: {len(graph.nodes)} stages")
+    elif not verify:
+        typer.echo("\n".join(lines(graph)))
+    if verify:
+        wrong = wrong_with(graph)
+        for line in wrong:
+            typer.echo(line, err=True)
+        outputs = sum(len(node.record.outputs) for node in graph.nodes)
+        if wrong:
+            raise StageFailed(f"{len(wrong)} findings in the lineage of {graph.target}, listed above")
+        if not as_json:
+            typer.echo(
+                f"{graph.target} {graph.sha256[:12]}: {len(graph.nodes)} stages, {outputs} artifacts, all as recorded"
+            )
+
+
 def main() -> None:
     """Entry point of `vapo`."""
     try:

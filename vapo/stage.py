@@ -19,6 +19,7 @@ from vapo import worker
 from vapo.errors import UserError, as_user_error
 from vapo.progress import ATTENDED, emit, leave_with_reader
 
+IMAGE = "VAPO_IMAGE"  # environment variable of every task: the image that it runs in
 METRICS = "metrics"  # the output that holds a stage's numbers as JSON
 
 
@@ -26,6 +27,7 @@ class Artifact(Protocol):
     """What kfp hands to a component: a place and its metadata."""
 
     path: str
+    uri: str
     metadata: dict[str, Any]
 
 
@@ -60,9 +62,10 @@ class Job:
     stage: str
     section: str
     parameters: dict[str, Any]
-    inputs: dict[str, dict[str, str]]  # name -> {"path", "sha256"}
-    outputs: dict[str, str]  # name -> path
+    inputs: dict[str, dict[str, str]]  # name -> {"path", "uri", "sha256", "record"}; empty: unknown
+    outputs: dict[str, dict[str, str]]  # name -> {"path", "uri"}
     asked: float  # Unix time at which the component began
+    image: str = ""  # that the component runs in
 
 
 def run(
@@ -75,7 +78,8 @@ def run(
 ) -> None:
     """Run a stage inside a component: `section` is its part of the recipe as JSON.
 
-    Afterwards every output's metadata holds its sha256 and size, and the metrics, where the Kubeflow UI shows them.
+    Afterwards every output's metadata holds its sha256 and size, the sha256 of the record of what was done, and the
+    metrics: the Kubeflow UI shows them.
     """
     if os.environ.get(ATTENDED):
         leave_with_reader()
@@ -84,16 +88,21 @@ def run(
         section,
         dict(parameters),
         {
-            name: {"path": artifact.path, "sha256": str(artifact.metadata.get("sha256", ""))}
+            name: {**_place(artifact), **{key: str(artifact.metadata.get(key, "")) for key in ("sha256", "record")}}
             for name, artifact in inputs.items()
             if artifact is not None
         },
-        {name: artifact.path for name, artifact in outputs.items()},
+        {name: _place(artifact) for name, artifact in outputs.items()},
         time.time(),
+        os.environ.get(IMAGE, ""),
     )
     result = _by_worker(job) or execute(asdict(job))
     for name, artifact in outputs.items():
         artifact.metadata.update(result[name])
+
+
+def _place(artifact: Artifact) -> dict[str, str]:
+    return {"path": artifact.path, "uri": artifact.uri}
 
 
 def _by_worker(job: Job) -> dict[str, dict[str, Any]] | None:
@@ -124,7 +133,7 @@ def execute(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _execute(job: Job) -> dict[str, dict[str, Any]]:
     from vapo import recipe
-    from vapo.lineage import write_record
+    from vapo.lineage.record import write_record
     from vapo.store import sha256_of
     from vapo.tables import write_text
 
@@ -132,34 +141,34 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     stage = STAGES[job.stage]
     function = getattr(importlib.import_module(stage.module), stage.function)
     section = getattr(recipe, stage.section).model_validate_json(job.section or "{}")
-    for name, source in job.inputs.items():
-        _verify(name, source)
+    inputs = {name: {**source, "sha256": _verified(name, source)} for name, source in job.inputs.items()}
     work_started, clock = time.time(), time.monotonic()
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}
-    targets = {name: Path(path) for name, path in job.outputs.items() if name != METRICS}
+    targets = {name: Path(output["path"]) for name, output in job.outputs.items() if name != METRICS}
     found = function(section, **paths, **targets, **job.parameters)
     seconds = time.monotonic() - clock
     metrics = {name: float(value) for name, value in found.items() if value is not None}
     if METRICS in job.outputs:
-        write_text(Path(job.outputs[METRICS]), json.dumps({**metrics, "seconds": seconds}, indent=1) + "\n")
+        write_text(Path(job.outputs[METRICS]["path"]), json.dumps({**metrics, "seconds": seconds}, indent=1) + "\n")
     facts = {
-        name: {"sha256": sha256_of(Path(path)), "bytes": Path(path).stat().st_size}
-        for name, path in job.outputs.items()
+        name: {"sha256": sha256_of(Path(output["path"])), "bytes": Path(output["path"]).stat().st_size}
+        for name, output in job.outputs.items()
     }
-    folder = Path(next(iter(job.outputs.values()))).parent
-    write_record(
-        folder,
+    record = write_record(
+        Path(next(iter(job.outputs.values()))["path"]).parent,
         stage=job.stage,
         parameters=job.parameters,
         section=json.loads(job.section or "{}"),
-        inputs=job.inputs,
-        outputs={name: {"path": job.outputs[name], **fact} for name, fact in facts.items()},
+        inputs=inputs,
+        outputs={name: {**job.outputs[name], **fact} for name, fact in facts.items()},
         metrics=metrics,
+        image=job.image,
         started=work_started,
+        ended=time.time(),
         seconds=seconds,
     )
     emit("end", stage=job.stage, **_where(job), seconds=seconds, before=work_started - job.asked, metrics=metrics)
-    where = {"stage": job.stage, "iteration": job.parameters.get("iteration", 0)}
+    where = {"stage": job.stage, "iteration": job.parameters.get("iteration", 0), "record": record}
     return {name: {**fact, **where, **(metrics if name == METRICS else {})} for name, fact in facts.items()}
 
 
@@ -167,15 +176,17 @@ def _where(job: Job) -> dict[str, Any]:
     return {"iteration": job.parameters.get("iteration", 0), "purpose": job.parameters.get("purpose", "")}
 
 
-def _verify(name: str, source: dict[str, str]) -> None:
-    """An input must still be what its writer left: kfp's cache trusts an address whatever lies there."""
+def _verified(name: str, source: dict[str, str]) -> str:
+    """The sha256 of an input, which must be what its writer left: kfp's cache trusts an address whatever is there."""
     from vapo.store import sha256_of
 
     path = Path(source["path"])
     if not path.is_file():
         raise UserError(f"input {name}: {path} is not there: run the stage that writes it")
-    if source["sha256"] and sha256_of(path) != source["sha256"]:
+    found = sha256_of(path)
+    if source["sha256"] not in ("", found):
         raise UserError(
             f"input {name}: {path} was changed since it was written (sha256 expected {source['sha256'][:12]}): "
             "restore it, or run again with --fresh"
         )
+    return found

@@ -1,0 +1,33 @@
+"""What `vapo lineage` is asked for: from a run's name, a path or a digest to the graph of all that led to it."""
+
+from pipelines.workdir import Workdir
+from vapo.errors import UserError
+from vapo.lineage.graph import Graph, find_artifact, node_at, read_nodes, trace
+
+
+def lineage_of(workdir: Workdir, what: str, iteration: int | None = None) -> Graph:
+    """The graph behind an artifact.
+
+    Args:
+        what: a run's name: then its page, to which everything in it led, or its policy after `iteration`; or as in
+            `find_artifact`.
+
+    Raises:
+        UserError: there is no such run, iteration or artifact; what there is is listed.
+    """
+    nodes = read_nodes(workdir.artifacts)
+    if not (workdir.root / what / "recipe.json").is_file():
+        if iteration is not None:
+            runs = [folder.name for folder in workdir.runs()]
+            raise UserError(f"--iteration {iteration} is for a run's name, and {what!r} is none: there are {runs}")
+        return trace(nodes, *find_artifact(nodes, what))
+    graph = trace(nodes, node_at(workdir.last_task(what)), "page")
+    if iteration is None:
+        return graph
+    stages = {"ppo_update": "new_policy", "base_model": "policy"}
+    policies = {node.record.iteration: node for node in graph.nodes if node.record.stage in stages}
+    if iteration not in policies:
+        last = max(policies)
+        raise UserError(f"--iteration {iteration}: run {what!r} has policies after iterations 0 to {last}")
+    found = policies[iteration]
+    return trace(nodes, found, stages[found.record.stage])
