@@ -31,7 +31,7 @@ QUIET = (  # nothing that calls home, and no services but S3; a bucket that is n
 )
 OTHERS = ("AWS_", "MINIO_", "S3_", "WEED_")  # variables by which the server would take other people's credentials
 MEMORY = "384MiB"
-PATIENCE = 30.0  # seconds for it to start, and to stop
+PATIENCE, GRACE = 30.0, 5.0  # seconds for it to start, and to stop by itself; it survives a kill with its data
 
 
 class SeaweedFS:
@@ -129,7 +129,7 @@ class SeaweedFS:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(PATIENCE)
+                self.process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 self.kill()
         self._sweep()
