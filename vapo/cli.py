@@ -26,6 +26,15 @@ Where = Annotated[Path, typer.Option("--workdir", file_okay=False, help="where r
 SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="leave rows of the problem files out that are wrong; they are listed")
 ]
+Store = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="where checkpoints go, runtime.store: a folder, s3://bucket/prefix, minio://bucket/prefix, or s3 for a "
+        "server started here",
+        metavar="URI",
+    ),
+]
 WORKDIR = Path("runs")
 SKIP_BAD_ROWS = "problems.skip_bad_rows=true"
 
@@ -48,6 +57,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="forget the working directory's cache first")] = False,
     cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
     skip_bad_rows: SkipBadRows = False,
+    store: Store = "",
 ) -> None:
     """Run the whole pipeline on this machine, with progress and a report at the end.
 
@@ -61,9 +71,9 @@ def run(
 
     if not recipe and not resume:
         raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
-    if not recipe and (set_ or skip_bad_rows):
+    if not recipe and (set_ or skip_bad_rows or store):
         raise UserError("--set needs a RECIPE: --resume alone continues the interrupted run as it was")
-    settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else [])]
+    settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else []), *_store(store)]
     resolved = load_recipe(recipe, settings) if recipe else None
     place = Workdir(workdir)
     if fresh:
@@ -133,6 +143,7 @@ def evaluate(
     workdir: Where = WORKDIR,
     cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
     skip_bad_rows: SkipBadRows = False,
+    store: Store = "",
 ) -> None:
     """Measure a model: avg@k, pass@k and cons@k with confidence intervals, overall and per family of problems.
 
@@ -154,6 +165,7 @@ def evaluate(
     place = Workdir(workdir)
     if skip_bad_rows:
         settings.append(SKIP_BAD_ROWS)
+    settings += _store(store)
     recipe = evaluation_recipe(model, problems, place, [*settings, *(set_ or [])], iteration=iteration)
     evaluate_locally(recipe, place, console(), warm=not cold)
 
@@ -179,6 +191,7 @@ def lineage(
     With --verify the exit code is 1 if anything is missing or was changed since.
     """
     from pipelines.lineage import lineage_of
+    from pipelines.stores import EMBEDDED, opened
     from pipelines.workdir import Workdir
     from vapo.lineage.graph import dump
     from vapo.lineage.page import page
@@ -186,7 +199,8 @@ def lineage(
     from vapo.lineage.verify import verify as wrong_with
     from vapo.tables import write_text
 
-    graph = lineage_of(Workdir(workdir), what, iteration)
+    place = Workdir(workdir)
+    graph = lineage_of(place, what, iteration)
     if html:
         write_text(html, page(graph))
     if as_json:
@@ -196,7 +210,8 @@ def lineage(
     elif not verify:
         typer.echo("\n".join(lines(graph)))
     if verify:
-        wrong = wrong_with(graph)
+        with opened(EMBEDDED if place.server.is_dir() else "", place):  # checkpoints may lie in its bucket
+            wrong = wrong_with(graph)
         for line in wrong:
             typer.echo(line, err=True)
         outputs = sum(len(node.record.outputs) for node in graph.nodes)
@@ -206,6 +221,12 @@ def lineage(
             typer.echo(
                 f"{graph.target} {graph.sha256[:12]}: {len(graph.nodes)} stages, {outputs} artifacts, all as recorded"
             )
+
+
+def _store(store: str) -> list[str]:
+    """The setting that --store is; a folder's path is made whole, since a run can be continued from elsewhere."""
+    folder = store and store != "s3" and "://" not in store
+    return [f"runtime.store={Path(store).resolve() if folder else store}"] if store else []
 
 
 def main() -> None:
