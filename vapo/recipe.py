@@ -204,7 +204,58 @@ class Verification(Section):
         return self
 
 
-class ValuePretraining(Section):
+class Train(Section):
+    """How the training stages run: engine, processes, precision, memory, LoRA. It reaches them inside their section."""
+
+    engine: Literal["torch", "deepspeed"] = Field("torch", description="torch: every rank holds the whole model")
+    ranks: int = Field(1, gt=0, description="processes on a node, one for each GPU")
+    nodes: int = Field(1, gt=0, description="above 1 the training stages run as a Kubeflow TrainJob")
+    zero_stage: int = Field(
+        0, ge=0, le=3, description="what DeepSpeed shards: 1 optimiser, 2 gradients too, 3 weights too; 0: nothing"
+    )
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the forward and backward pass; master weights, log-softmax and value head stay fp32"
+    )
+    offload: Literal["none", "cpu"] = Field(
+        "none", description="DeepSpeed keeps optimiser state (with zero_stage 3 weights, too) in the CPU's memory"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep each layer's input only and compute the layer again on the way back"
+    )
+    lora_rank: int = Field(0, ge=0, description="train adapters of this rank instead of the weights; 0: off")
+    lora_alpha: int = Field(32, gt=0, description="adapters count lora_alpha / lora_rank times")
+    lora_targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="layers that get adapters; the critic's value head is always trained whole",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.engine == "torch" and (self.zero_stage or self.offload != "none"):
+            key, value = ("zero_stage", self.zero_stage) if self.zero_stage else ("offload", self.offload)
+            raise ValueError(f"train.{key} {value!r} is DeepSpeed's: set train.engine to 'deepspeed'")
+        if self.offload == "cpu" and not self.zero_stage:
+            raise ValueError("train.offload 'cpu' needs train.zero_stage 1, 2 or 3: ZeRO is what moves")
+        if self.engine == "deepspeed" and self.dtype == "bf16" and not self.zero_stage:
+            raise ValueError(
+                "train.zero_stage 0 with dtype 'bf16': DeepSpeed would add up gradients in bf16; set zero_stage to 1"
+            )
+        return self
+
+    @property
+    def in_process(self) -> bool:
+        """Whether a training stage is its own only rank: nothing is launched."""
+        return self.engine == "torch" and self.ranks == self.nodes == 1
+
+
+class TrainingSection(Section):
+    """A section of a training stage; Recipe.for_stage puts [train] into it on the way to the stage."""
+
+    train: Train = Field(Train(), exclude_if=lambda train: train == Train(), description="set [train] instead")
+
+
+class ValuePretraining(TrainingSection):
     """The critic learns the fixed policy's returns before the first update (section 4.1.1, VC-PPO)."""
 
     init: Literal["policy", "reward_model"] = Field(
@@ -238,7 +289,7 @@ class ValuePretraining(Section):
         return self
 
 
-class Advantages(Section):
+class Advantages(TrainingSection):
     """Decoupled, length-adaptive GAE (sections 4.1.2, 4.2.1), gamma is 1; or a group's rewards instead of a critic."""
 
     estimator: Literal["gae", "group_normalised", "group_centred"] = Field(
@@ -264,7 +315,7 @@ class Advantages(Section):
         return self
 
 
-class PpoUpdate(Section):
+class PpoUpdate(TrainingSection):
     """Clip-higher, token-level loss, positive-example LM loss (sections 4.2.2 and 4.2.3) and the value loss."""
 
     epochs: int = Field(1, gt=0)
@@ -350,6 +401,7 @@ class Recipe(Section):
     value_pretraining: ValuePretraining = ValuePretraining()
     advantages: Advantages = Advantages()
     ppo_update: PpoUpdate = PpoUpdate()
+    train: Train = Train()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     runtime: Runtime = Runtime()
@@ -363,6 +415,9 @@ class Recipe(Section):
                 "set evaluation.temperature for evaluation"
             )
         self._check_groups()
+        for name in ("value_pretraining", "advantages", "ppo_update"):
+            if getattr(self, name).train != Train():
+                raise ValueError(f"{name}.train is filled from the section [train]: set the keys there")
         responses = (self.advantages.keep_groups or self.rollout.prompts) * self.rollout.samples
         if self.ppo_update.mini_batch > responses:
             raise ValueError(
@@ -436,6 +491,11 @@ class Recipe(Section):
     def has_critic(self) -> bool:
         """Whether advantages come from a critic; it shapes the pipeline."""
         return self.advantages.estimator == "gae"
+
+    def for_stage(self, name: Literal["value_pretraining", "advantages", "ppo_update"]) -> TrainingSection:
+        """The section of a training stage with [train] in it, which has its one home there."""
+        section: TrainingSection = getattr(self, name)
+        return section.model_copy(update={"train": self.train})
 
     def rollout_for_evaluation(self) -> Rollout:
         """The rollout section of the evaluation pipeline: all held-out prompts, its own sampling."""

@@ -145,7 +145,12 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     work_started, clock = time.time(), time.monotonic()
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}
     targets = {name: Path(output["path"]) for name, output in job.outputs.items() if name != METRICS}
-    found = function(section, **paths, **targets, **job.parameters)
+    if isinstance(section, recipe.TrainingSection) and not section.train.in_process:
+        from vapo.train.launch import launch
+
+        found = launch(job.stage, section, {**paths, **targets}, job.parameters)
+    else:
+        found = function(section, **paths, **targets, **job.parameters)
     seconds = time.monotonic() - clock
     metrics = {name: float(value) for name, value in found.items() if value is not None}
     if METRICS in job.outputs:

@@ -1,0 +1,125 @@
+"""Start a training stage as several processes under torchrun, and bring its result or its one error back.
+
+The stage's own process writes JOB.json, starts `torch.distributed.run` with one `vapo.train.rank` for each rank, and
+waits. The ranks live as long as this process does: their standard input is a pipe that only this process holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import vapo
+from vapo.errors import UserError
+from vapo.recipe import TrainingSection
+
+JOB = "JOB.json"  # what every rank reads: the stage, its section, paths, parameters
+RESULT = "RESULT.json"  # what rank 0 leaves beside it: the stage's metrics
+ERROR = "ERROR-{rank}.json"  # what a rank that failed leaves there
+KEEPER = "VAPO_RANKS_KEPT"  # environment variable: standard input breaks when whoever started the ranks is gone
+
+
+def launch(
+    stage: str, section: TrainingSection, paths: Mapping[str, Path], parameters: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """Run a training stage over `section.train.ranks` processes; returns its metrics.
+
+    Raises:
+        UserError: a rank met something the user can cure, in its words.
+        RuntimeError: a rank failed otherwise; the message ends with its traceback.
+    """
+    with tempfile.TemporaryDirectory(prefix="vapo-ranks-") as scratch:
+        job = write_job(Path(scratch), stage, section, paths, parameters)
+        run_ranks(command(section.train.ranks, job), job.parent)
+        return read_result(job.parent)
+
+
+def write_job(
+    folder: Path,
+    stage: str,
+    section: TrainingSection,
+    paths: Mapping[str, Path],
+    parameters: Mapping[str, Any],
+) -> Path:
+    """Write JOB.json into `folder`; returns its path."""
+    job = {
+        "stage": stage,
+        "section": section.model_dump(mode="json"),
+        "paths": {name: str(Path(path).absolute()) for name, path in paths.items()},
+        "parameters": dict(parameters),
+    }
+    path = folder / JOB
+    path.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def command(ranks: int, job: Path) -> list[str]:
+    """torchrun for so many ranks on this machine; it speaks over loopback only."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    return [*torchrun, "--nproc-per-node", str(ranks), "-m", "vapo.train.rank", str(job)]
+
+
+def read_result(folder: Path) -> dict[str, float | None]:
+    """The metrics that rank 0 left."""
+    result: dict[str, float | None] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return result
+
+
+def raise_first_error(folder: Path) -> None:
+    """Raise what went wrong in a rank: what the user can cure before anything else, otherwise what came first."""
+    errors = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(ERROR.format(rank="*")))]
+    if not errors:
+        return
+    first = min(errors, key=lambda error: (not error["user"], error["time"]))
+    if first["user"]:
+        raise UserError(first["message"])
+    raise RuntimeError(f"rank {first['rank']} failed: {first['message']}\n{first['traceback']}")
+
+
+def run_ranks(command: list[str], folder: Path) -> None:
+    """Run the ranks to their end. What they print goes where this process prints; torchrun's own words are kept back.
+
+    Raises:
+        UserError, RuntimeError: see `launch`.
+    """
+    with (folder / "torchrun.txt").open("w+", encoding="utf-8") as words:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=words, env=_environment())
+        try:
+            status = process.wait()
+        finally:
+            _end(process)
+        if status:
+            raise_first_error(folder)
+            words.seek(0)
+            sys.stderr.write(words.read())
+            raise RuntimeError(
+                "a rank ended without a word; it was killed, perhaps for want of memory: lower the stage's "
+                "token_budget, set train.offload to 'cpu', or raise train.zero_stage or train.ranks"
+            )
+
+
+def _environment() -> dict[str, str]:
+    """Of the ranks: this source tree, loopback, and the cores shared among them unless threads are set."""
+    root = str(Path(vapo.__file__).parent.parent)
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    own = {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    return {**os.environ, **own, KEEPER: "1"}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Whatever happened here, nothing stays behind: the ranks see their standard input break."""
+    assert process.stdin is not None
+    process.stdin.close()
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
