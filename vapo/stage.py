@@ -11,6 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,18 +32,22 @@ class Artifact(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's function, its section in vapo.recipe, and whether it needs torch: then it waits for a warm worker."""
+    """A stage's function, its section in vapo.recipe, and whether it needs torch: then it waits for a warm worker.
+
+    One that is `resumable` also takes `partial`: a folder in which it finds what it had finished when it was killed.
+    """
 
     module: str
     function: str
     section: str
     torch: bool
+    resumable: bool = False
 
 
 STAGES = {
     "problems": Stage("vapo.problems.make", "problems", "Problems", torch=False),
     "base_model": Stage("vapo.train.base_model", "base_model", "BaseModelSection", torch=True),
-    "rollout": Stage("vapo.rollout.generate", "rollout", "Rollout", torch=True),
+    "rollout": Stage("vapo.rollout.generate", "rollout", "Rollout", torch=True, resumable=True),
     "verification": Stage("vapo.problems.verification", "verification", "Verification", torch=False),
     "value_pretraining": Stage("vapo.train.value_pretraining", "value_pretraining", "ValuePretraining", torch=True),
     "advantages": Stage("vapo.train.advantages", "advantages", "Advantages", torch=True),
@@ -125,6 +130,7 @@ def execute(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _execute(job: Job) -> dict[str, dict[str, Any]]:
     from vapo import recipe
     from vapo.lineage import write_record
+    from vapo.partial import partial_folder
     from vapo.store import sha256_of
     from vapo.tables import write_text
 
@@ -132,50 +138,68 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     stage = STAGES[job.stage]
     function = getattr(importlib.import_module(stage.module), stage.function)
     section = getattr(recipe, stage.section).model_validate_json(job.section or "{}")
-    for name, source in job.inputs.items():
-        _verify(name, source)
+    digests = {name: _verify(name, source) for name, source in job.inputs.items()}
     work_started, clock = time.time(), time.monotonic()
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}
     targets = {name: Path(path) for name, path in job.outputs.items() if name != METRICS}
-    found = function(section, **paths, **targets, **job.parameters)
-    seconds = time.monotonic() - clock
-    metrics = {name: float(value) for name, value in found.items() if value is not None}
-    if METRICS in job.outputs:
-        write_text(Path(job.outputs[METRICS]), json.dumps({**metrics, "seconds": seconds}, indent=1) + "\n")
-    facts = {
-        name: {"sha256": sha256_of(Path(path)), "bytes": Path(path).stat().st_size}
-        for name, path in job.outputs.items()
-    }
-    folder = Path(next(iter(job.outputs.values()))).parent
-    write_record(
-        folder,
-        stage=job.stage,
-        parameters=job.parameters,
-        section=json.loads(job.section or "{}"),
-        inputs=job.inputs,
-        outputs={name: {"path": job.outputs[name], **fact} for name, fact in facts.items()},
-        metrics=metrics,
-        started=work_started,
-        seconds=seconds,
-    )
+    with ExitStack() as stack:
+        if stage.resumable:
+            paths["partial"] = stack.enter_context(partial_folder(_identity(job, digests)))
+        found = function(section, **paths, **targets, **job.parameters)
+        seconds = time.monotonic() - clock
+        metrics = {name: float(value) for name, value in found.items() if value is not None}
+        if METRICS in job.outputs:
+            write_text(Path(job.outputs[METRICS]), json.dumps({**metrics, "seconds": seconds}, indent=1) + "\n")
+        facts = {
+            name: {"sha256": sha256_of(Path(path)), "bytes": Path(path).stat().st_size}
+            for name, path in job.outputs.items()
+        }
+        folder = Path(next(iter(job.outputs.values()))).parent
+        write_record(
+            folder,
+            stage=job.stage,
+            parameters=job.parameters,
+            section=json.loads(job.section or "{}"),
+            inputs=job.inputs,
+            outputs={name: {"path": job.outputs[name], **fact} for name, fact in facts.items()},
+            metrics=metrics,
+            started=work_started,
+            seconds=seconds,
+        )
     emit("end", stage=job.stage, **_where(job), seconds=seconds, before=work_started - job.asked, metrics=metrics)
     where = {"stage": job.stage, "iteration": job.parameters.get("iteration", 0)}
     return {name: {**fact, **where, **(metrics if name == METRICS else {})} for name, fact in facts.items()}
+
+
+def _identity(job: Job, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that shapes a stage's result."""
+    from vapo.lineage import library_versions, source_digest
+
+    return {
+        "stage": job.stage,
+        "section": json.loads(job.section or "{}"),
+        "parameters": job.parameters,
+        "inputs": dict(digests),
+        "vapo": source_digest(),
+        "libraries": library_versions(),
+    }
 
 
 def _where(job: Job) -> dict[str, Any]:
     return {"iteration": job.parameters.get("iteration", 0), "purpose": job.parameters.get("purpose", "")}
 
 
-def _verify(name: str, source: dict[str, str]) -> None:
-    """An input must still be what its writer left: kfp's cache trusts an address whatever lies there."""
+def _verify(name: str, source: dict[str, str]) -> str:
+    """An input's sha256. It must be what its writer left: kfp's cache trusts an address whatever lies there."""
     from vapo.store import sha256_of
 
     path = Path(source["path"])
     if not path.is_file():
         raise UserError(f"input {name}: {path} is not there: run the stage that writes it")
-    if source["sha256"] and sha256_of(path) != source["sha256"]:
+    digest = sha256_of(path)
+    if source["sha256"] and digest != source["sha256"]:
         raise UserError(
             f"input {name}: {path} was changed since it was written (sha256 expected {source['sha256'][:12]}): "
             "restore it, or run again with --fresh"
         )
+    return digest
