@@ -104,12 +104,21 @@ def run(
 def _by_worker(job: Job) -> dict[str, dict[str, Any]] | None:
     """The metadata of every output, or None when there is no warm worker to do the job."""
     address = os.environ.get(worker.ADDRESS)
-    if not address or not worker.ready(address, patience=60.0 if STAGES[job.stage].torch else 0.0):
+    if not address or _wants_a_fresh_process(job):
+        return None
+    if not worker.ready(address, patience=60.0 if STAGES[job.stage].torch else 0.0):
         return None
     try:
         return worker.submit(address, asdict(job))
     except ConnectionRefusedError:  # it was killed: the stage can do without
         return None
+
+
+def _wants_a_fresh_process(job: Job) -> bool:
+    """vLLM looks into every module that is imported, and stumbles over llvmlite, which the warm worker has imported
+    (numba's: `vars()` of one of its objects is no dictionary); and its workers start from a process like this one.
+    """
+    return job.stage == "rollout" and json.loads(job.section or "{}").get("engine") == "vllm"
 
 
 def execute(data: dict[str, Any]) -> dict[str, dict[str, Any]]:

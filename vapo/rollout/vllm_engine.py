@@ -29,16 +29,23 @@ ENVIRONMENT = {
 CPU_MEMORY = 0.25  # share of the machine's memory; vLLM's own, nine tenths, is meant for a device that is empty
 MAX_SEED = np.uint64(2**63 - 1)  # what fits into the signed seed of a request
 
-# What vLLM and torch say when they cannot start or go on -> what to do about it.
-MEMORY = {
-    r"out of memory|MemoryError|can't allocate memory|No available memory|memory utilization|KV cache is needed"
-    r"|larger than the maximum number of tokens|requested memory": (
-        "not enough memory: lower rollout.batch_size, max_model_length or max_new_tokens; raise rollout.gpu_memory if "
-        "the device is otherwise empty, lower it if not; or share the model among more GPUs by rollout.tensor_parallel"
-    )
+# What vLLM and torch say when they cannot go on, or start -> what to do about it.
+GO_ON = {
+    r"less than desired .*utilization": "lower rollout.gpu_memory, or end what else is on the device",
+    r"KV cache is needed|No available memory|requested memory for kv|larger than the maximum number of tokens": (
+        "not enough memory for keys and values: raise rollout.gpu_memory, lower rollout.max_new_tokens, or raise "
+        "rollout.tensor_parallel"
+    ),
+    r"out of memory|MemoryError|can't allocate memory": (
+        "out of memory: lower rollout.batch_size or gpu_memory, or raise rollout.tensor_parallel"
+    ),
+    r"head_dim=": (
+        "vLLM has no attention on a CPU for heads of this size (it has 32, 64, 80, 96, 112, 128 ...): choose another "
+        "base_model.hidden_size or heads, or set rollout.engine to 'cpu'"
+    ),
 }
 START = {
-    **MEMORY,
+    **GO_ON,
     r"tensor.parallel|World size|available GPUs": (
         "lower rollout.tensor_parallel: it must divide the model's attention heads and not pass the devices there are"
     ),
@@ -94,7 +101,7 @@ class VllmEngine:
         s = self.section
         # What is cached decides how a prompt is cut, and so the last bits of its logits.
         self.engine.reset_prefix_cache()
-        with _cured("go on", MEMORY):
+        with _cured("go on", GO_ON):
             for row, seed in enumerate(seeds):
                 wanted = SamplingParams(
                     seed=int(seed & MAX_SEED),
@@ -143,6 +150,7 @@ def _without_compiling() -> bool:
     import torch._dynamo.config
 
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # its own choice is one memory node per worker
     torch._dynamo.config.disable = True
     return True
 
