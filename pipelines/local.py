@@ -1,6 +1,5 @@
 """Run a recipe's compiled pipeline on this machine through kfp.local: subprocesses, caching, a warm worker."""
 
-import hashlib
 import io
 import logging
 import os
@@ -20,7 +19,6 @@ from typing import Any
 from kfp.dsl.base_component import BaseComponent
 from rich.console import Console
 
-import vapo
 from pipelines.compiling import compile_pipeline, stages_of
 from pipelines.standalone import evaluation_pipeline
 from pipelines.stores import environ, opened
@@ -28,10 +26,12 @@ from pipelines.tensorboard import EventFile, write_events
 from pipelines.training import training_pipeline
 from pipelines.watching import Task, Watch, evaluation_table, iterations_table, last_accuracy, overhead_table
 from pipelines.workdir import Workdir, locked
-from vapo import worker
+from vapo import __version__, partial, worker
 from vapo.errors import StageFailed, UserError, as_user_error
+from vapo.lineage.software import source_digest
 from vapo.progress import ATTENDED, parse
 from vapo.recipe import Recipe
+from vapo.rollout.installed import check_installed
 from vapo.schemas import HISTORY
 from vapo.tables import read_table, write_text
 
@@ -85,11 +85,13 @@ def _run(
     warm: bool,
 ) -> tuple[list[dict[str, Any]], Watch]:
     """Execute a recipe's pipeline and leave its page in the folder: (the rows of HISTORY, who watched)."""
+    check_installed(recipe.rollout)
     with tempfile.TemporaryDirectory(prefix="vapo-") as scratch:
         write_text(folder / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
         (folder / "report.html").unlink(missing_ok=True)
         # OpenMP threads that spin long make a stage five times slower when anything else wants a core (docs/log.md).
         environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1", "GOMP_SPINCOUNT": "2000", ATTENDED: "1"}
+        environment[partial.PLACE] = str(workdir.partial)
         if recipe.runtime.threads:
             environment["OMP_NUM_THREADS"] = str(recipe.runtime.threads)
         with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):
@@ -107,11 +109,7 @@ def _run(
 
 def local_image() -> str:
     """The image name of a local run: it holds a digest of vapo's source, so that changed code misses the cache."""
-    root = Path(vapo.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return f"python-vapo:{vapo.__version__}-{digest.hexdigest()[:12]}"
+    return f"python-vapo:{__version__}-{source_digest()[:12]}"
 
 
 def _execute(ir: str, workdir: Workdir, store: str, log: Path, watch: Watch) -> dict[str, Any]:

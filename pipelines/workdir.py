@@ -23,8 +23,9 @@ class Workdir:
 
     RUN/recipe.json, pipeline.yaml, log.txt, report.html, tensorboard/ are a person's, and so are evaluations/NAME/;
     .vapo/ holds what all share: artifacts/ (kfp's), cache/ (kfp's), store/ (checkpoint objects), models/ (links to
-    them, as folders that Hugging Face reads), and where checkpoints go to S3 objects/ (those that were read lately) and
-    server/ (the embedded server's data, log and credentials).
+    them, as folders that Hugging Face reads), partial/ (what stages have finished that did not end), and where
+    checkpoints go to S3 objects/ (those that were read lately) and server/ (the embedded server's data, log and
+    credentials).
 
     Raises:
         UserError: the directory was made by another version of this layout.
@@ -33,8 +34,8 @@ class Workdir:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.shared = self.root / ".vapo"
-        self.artifacts, self.cache, self.store, self.models, self.objects, self.server = (
-            self.shared / name for name in ("artifacts", "cache", "store", "models", "objects", "server")
+        self.artifacts, self.cache, self.store, self.models, self.partial, self.objects, self.server = (
+            self.shared / name for name in ("artifacts", "cache", "store", "models", "partial", "objects", "server")
         )
         marker = self.shared / "format.json"
         if marker.is_file():
@@ -64,8 +65,9 @@ class Workdir:
         )
 
     def forget(self) -> None:
-        """Empty the cache: every stage will be done anew. Artifacts and checkpoints stay."""
-        shutil.rmtree(self.cache, ignore_errors=True)
+        """Empty the cache: every stage will be done anew, from its beginning. Artifacts and checkpoints stay."""
+        for folder in (self.cache, self.partial):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def find(self, name: str) -> Path:
         """The folder of a run by its name.

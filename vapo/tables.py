@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_table(path: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
-    """Write `columns` as a table of `schema`; returns it.
+    """Write `columns` as a table of `schema`, in one record batch; returns it.
 
     Args:
         columns: one entry per column of the schema: a sequence of B values, an Arrow array, or for a ragged
@@ -52,6 +52,22 @@ def write_table(path: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> pa
     Raises:
         UserError: a column is missing, unknown, of another type or length; names table and column.
     """
+    table = _checked(path, schema, columns)
+    with table_writer(path, schema) as write:
+        write(table)
+    return table
+
+
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """Write a table batch after batch, so that only one of them is ever in memory: the block gets a function that
+    appends a table of `schema`. The file is there when the block ends well.
+    """
+    with atomic_path(path) as beside, pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        yield writer.write_table
+
+
+def _checked(path: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
     name = name_of(schema)
     unknown = sorted(set(columns) - set(schema.names))
     missing = sorted(set(schema.names) - set(columns))
@@ -68,10 +84,7 @@ def write_table(path: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> pa
     lengths = {field.name: len(array) for field, array in zip(schema, arrays, strict=True)}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}: table {name}: columns differ in length: {lengths}")
-    table = pa.Table.from_arrays(arrays, schema=schema)
-    with atomic_path(path) as beside, pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(table)
-    return table
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -201,6 +214,7 @@ __all__ = [
     "ragged",
     "read_table",
     "rows",
+    "table_writer",
     "to_torch",
     "write_table",
     "write_text",

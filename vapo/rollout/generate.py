@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,15 @@ from vapo import recipe
 from vapo.errors import UserError
 from vapo.progress import Progress
 from vapo.rl.groups import informative_groups
-from vapo.rollout.decoder import Decoder
-from vapo.rollout.engine import generate
+from vapo.rollout.engines import Engine, OnTokens, open_engine
 from vapo.rollout.sampling import mix
+from vapo.rollout.streaming import Parts, write_groups
 from vapo.schemas import PROMPTS, REWARDS, ROLLOUTS
 from vapo.seeds import derive
 from vapo.store import model_only, open_checkpoint, read_manifest
-from vapo.tables import check_joined, flat, offsets_of, ragged, read_table, write_table
+from vapo.tables import check_joined, flat, offsets_of, read_table
+
+TOGETHER = 1024  # prompts that are encoded together to see their lengths
 
 
 def rollout(
@@ -30,6 +35,7 @@ def rollout(
     prompts: Path,
     policy: Path,
     rollouts: Path,
+    partial: Path | None = None,
     previous_rollouts: Path | None = None,
     previous_rewards: Path | None = None,
     iteration: int,
@@ -41,23 +47,25 @@ def rollout(
     """Write ROLLOUTS for the iteration's slice of PROMPTS; returns counts, lengths and the sampled entropy.
 
     Args:
+        partial: a folder for what is finished before all is, and where that may be already; without one it is a
+            temporary folder.
         draw: which draw of the iteration this is, from 1 (dynamic sampling, DAPO section 3.2).
         previous_rollouts: those of the draws before: they are kept in front of the new ones.
         previous_rewards: if they hold `wanted_groups` prompts with both correct and wrong responses, nothing new is
             sampled.
     """
-    if previous_rollouts is None or previous_rewards is None:
-        return _facts(
-            write_table(rollouts, ROLLOUTS, _sample(section, prompts, policy, iteration, draw, purpose, seed))
-        )
-    before = read_table(previous_rollouts, ROLLOUTS)
-    found = _informative(before, previous_rewards)
-    parts = [before]
-    if found < wanted_groups:
-        more = _sample(section, prompts, policy, iteration, draw, purpose, seed)
-        parts.append(write_table(rollouts, ROLLOUTS, more))
-    joined = pa.concat_tables(parts)
-    return _facts(write_table(rollouts, ROLLOUTS, {name: joined[name] for name in ROLLOUTS.names}))
+    groups: Iterable[pa.Table] = ()
+    wanted = True
+    if previous_rollouts is not None and previous_rewards is not None:
+        before = read_table(previous_rollouts, ROLLOUTS)
+        groups = (before.slice(first, section.samples) for first in range(0, len(before), section.samples))
+        wanted = _informative(before, previous_rewards) < wanted_groups
+    with ExitStack() as stack:
+        if wanted:
+            folder = partial or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            draws = Draw(section, prompts, iteration, draw, purpose, seed)
+            groups = itertools.chain(groups, _sample(draws, policy, folder))
+        return write_groups(rollouts, groups)
 
 
 def _informative(sampled: pa.Table, rewards: Path) -> int:
@@ -68,50 +76,86 @@ def _informative(sampled: pa.Table, rewards: Path) -> int:
     return int(informative_groups(flat(graded, "correct"), groups).sum())
 
 
-def _sample(
-    section: recipe.Rollout, prompts: Path, policy: Path, iteration: int, draw: int, purpose: str, seed: int
-) -> dict[str, Any]:
-    """The columns of ROLLOUTS for one draw's slice of PROMPTS; no prompt comes twice in an iteration."""
-    table = read_table(prompts, PROMPTS)
-    per_draw = min(section.prompts, max(1, len(table) // section.draws))
-    first = (max(iteration - 1, 0) * section.draws + draw - 1) * per_draw
-    slice_ = (np.arange(per_draw) + first) % len(table)
+class Draw:
+    """One draw's slice of PROMPTS, and the seeds of its responses; no prompt comes twice in an iteration."""
+
+    def __init__(
+        self, section: recipe.Rollout, prompts: Path, iteration: int, draw: int, purpose: str, seed: int
+    ) -> None:
+        self.section, self.iteration = section, iteration
+        self.table = read_table(prompts, PROMPTS)
+        self.prompts = min(section.prompts, max(1, len(self.table) // section.draws))
+        self.first = (max(iteration - 1, 0) * section.draws + draw - 1) * self.prompts
+        stream = ("rollout", purpose, iteration) if draw == 1 else ("rollout", purpose, iteration, draw)
+        self.stream = np.uint64(derive(seed, *stream))
+
+    def column(self, name: str, chosen: np.ndarray) -> list[str]:
+        """A column of PROMPTS for prompts of the draw, by their numbers in it."""
+        return self.table[name].take((chosen + self.first) % len(self.table)).to_pylist()
+
+    def seeds(self, chosen: np.ndarray) -> np.ndarray:
+        """Seeds of all responses to these prompts: uint64, prompt-major."""
+        samples = self.section.samples
+        return mix(self.stream + (chosen[:, None] * samples + np.arange(samples)).ravel().astype(np.uint64))
+
+
+def _sample(draw: Draw, policy: Path, partial: Path) -> Iterator[pa.Table]:
+    """The rows of each prompt of a draw, in order.
+
+    Prompts are sampled from short to long, a chunk of them at a time, and each chunk goes to disk before the next
+    begins. Chunks that are there already are not sampled again; without one to sample no engine is started.
+    """
+    section = draw.section
     with tempfile.TemporaryDirectory() as scratch:
         folder = open_checkpoint(read_manifest(policy, "policy"), Path(scratch), model_only)
-        decoder = Decoder(folder)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         stop_token = stop_token_of(folder)
-    texts = table["prompt"].take(slice_).to_pylist()
-    prompt_ids = table["prompt_id"].take(slice_).to_pylist()
-    encoded = [e.ids for e in tokenizer.encode_batch(texts)]
-    _check_lengths(encoded, prompt_ids, section.max_new_tokens, decoder.max_positions)
-    samples, rows = section.samples, per_draw * section.samples
-    stream = ("rollout", purpose, iteration) if draw == 1 else ("rollout", purpose, iteration, draw)
-    seeds = mix(np.uint64(derive(seed, *stream)) + np.arange(rows, dtype=np.uint64))
-    progress, done = Progress("responses", rows), 0
+        lengths = _lengths(draw, tokenizer, folder)
+        order = np.argsort(lengths, kind="stable")
+        chunks = [order[i : i + section.prompts_together] for i in range(0, len(order), section.prompts_together)]
+        parts = Parts(partial, ROLLOUTS)
+        missing = [number for number in range(len(chunks)) if number not in parts]
+        if missing:
+            progress = Progress("responses", draw.prompts * section.samples)
+            done = sum(len(chunk) for n, chunk in enumerate(chunks) if n not in missing) * section.samples
 
-    def on_tokens(ended: int, sampled: int) -> None:
-        nonlocal done
-        done += ended
-        progress(done, sampled)
+            def on_tokens(ended: int, sampled: int) -> None:
+                nonlocal done
+                done += ended
+                progress(done, sampled)
 
-    responses = generate(
-        decoder,
-        encoded,
-        seeds,
-        samples=samples,
-        max_new_tokens=section.max_new_tokens,
-        temperature=section.temperature,
-        top_p=section.top_p,
-        stop_token=stop_token,
-        batch_size=section.batch_size,
-        on_tokens=on_tokens,
-    )
+            max_length = section.max_model_length or int(lengths.max()) + section.max_new_tokens
+            with open_engine(section, folder, stop_token, max_length) as engine:
+                for number in missing:
+                    parts.add(number, _rows(draw, chunks[number], tokenizer, engine, on_tokens))
+    place = np.argsort(order)  # of each prompt among the sorted ones
+    for prompt in range(draw.prompts):
+        number, row = divmod(int(place[prompt]), section.prompts_together)
+        yield parts.rows(number, row * section.samples, section.samples)
+
+
+def _lengths(draw: Draw, tokenizer: Tokenizer, folder: Path) -> np.ndarray:
+    """Tokens of every prompt [P]; each leaves room for a response."""
+    found = np.zeros(draw.prompts, np.int32)
+    for first in range(0, draw.prompts, TOGETHER):
+        chosen = np.arange(first, min(first + TOGETHER, draw.prompts))
+        encoded = tokenizer.encode_batch(draw.column("prompt", chosen))
+        found[chosen] = [len(e.ids) for e in encoded]
+    positions = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    _check_lengths(draw, found, int(positions))
+    return found
+
+
+def _rows(draw: Draw, chosen: np.ndarray, tokenizer: Tokenizer, engine: Engine, on_tokens: OnTokens) -> dict[str, Any]:
+    """The columns of ROLLOUTS for these prompts of a draw."""
+    samples, prompt_ids, seeds = draw.section.samples, draw.column("prompt_id", chosen), draw.seeds(chosen)
+    encoded = [e.ids for e in tokenizer.encode_batch(draw.column("prompt", chosen))]
+    responses = engine.sample(encoded, seeds, on_tokens)
     offsets = offsets_of([len(r.tokens) for r in responses])
     return {
-        "rollout_id": [f"{iteration}/{p}/{k}" for p in prompt_ids for k in range(samples)],
+        "rollout_id": [f"{draw.iteration}/{p}/{k}" for p in prompt_ids for k in range(samples)],
         "prompt_id": [p for p in prompt_ids for _ in range(samples)],
-        "sample_index": np.tile(np.arange(samples, dtype=np.int32), per_draw),
+        "sample_index": np.tile(np.arange(samples, dtype=np.int32), len(chosen)),
         "seed": seeds,
         "prompt_tokens": (
             np.array([t for e in encoded for _ in range(samples) for t in e], np.int32),
@@ -121,21 +165,6 @@ def _sample(
         "rollout_logprobs": (np.array([x for r in responses for x in r.logprobs], np.float32), offsets),
         "response": tokenizer.decode_batch([r.tokens for r in responses], skip_special_tokens=True),
         "finish_reason": [r.finish_reason for r in responses],
-    }
-
-
-def _facts(written: pa.Table) -> dict[str, float]:
-    """Counts, lengths and entropy of all responses that were written."""
-    logprobs, offsets = ragged(written, "rollout_logprobs")
-    lengths = np.diff(offsets)
-    return {
-        "prompts": len(set(written["prompt_id"].to_pylist())),
-        "responses": len(written),
-        "tokens": int(lengths.sum()),
-        "length_mean": float(lengths.mean()),
-        "length_max": int(lengths.max()),
-        "truncated_share": written["finish_reason"].to_pylist().count("length") / len(written),
-        "sampled_entropy": float(-logprobs.mean()),
     }
 
 
@@ -149,12 +178,22 @@ def stop_token_of(folder: Path) -> int:
     return int(eos)
 
 
-def _check_lengths(encoded: list[list[int]], prompt_ids: list[str], max_new_tokens: int, max_positions: int) -> None:
-    for prompt_id, tokens in zip(prompt_ids, encoded, strict=True):
-        if not tokens:
-            raise UserError(f"prompt {prompt_id} has no token: the policy's tokenizer knows nothing of its text")
-        if len(tokens) + max_new_tokens > max_positions:
-            raise UserError(
-                f"prompt {prompt_id} has {len(tokens)} tokens; with rollout.max_new_tokens {max_new_tokens} it passes "
-                f"the policy's {max_positions} positions: lower rollout.max_new_tokens or shorten the prompt"
-            )
+def _check_lengths(draw: Draw, lengths: np.ndarray, positions: int) -> None:
+    """Every prompt [P] must have tokens, and leave room for a response of max_new_tokens."""
+    section = draw.section
+    if not lengths.all():
+        (prompt_id,) = draw.column("prompt_id", np.flatnonzero(lengths == 0)[:1])
+        raise UserError(f"prompt {prompt_id} has no token: the policy's tokenizer knows nothing of its text")
+    if section.max_model_length > positions:
+        raise UserError(
+            f"rollout.max_model_length {section.max_model_length} is above the policy's {positions} positions: lower "
+            "it, or leave it out"
+        )
+    limit = section.max_model_length or positions
+    if (too_long := np.flatnonzero(lengths + section.max_new_tokens > limit)).size:
+        (prompt_id,) = draw.column("prompt_id", too_long[:1])
+        what = f"rollout.max_model_length {limit}" if section.max_model_length else f"the policy's {limit} positions"
+        raise UserError(
+            f"prompt {prompt_id} has {lengths[too_long[0]]} tokens; with rollout.max_new_tokens "
+            f"{section.max_new_tokens} it passes {what}: lower rollout.max_new_tokens or shorten the prompt"
+        )
