@@ -140,7 +140,7 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     if isinstance(section, recipe.TrainingSection) and not section.train.in_process:
         from vapo.train.launch import launch
 
-        found = launch(job.stage, section, {**paths, **targets}, job.parameters)
+        found = launch(job.stage, section, paths, targets, job.parameters)
     else:
         found = function(section, **paths, **targets, **job.parameters)
     seconds = time.monotonic() - clock
