@@ -81,7 +81,7 @@ def launch(
             mailbox.take(WORD.format(number=0), targets)
         finally:
             jobs.delete(name)
-        mailbox.clear()
+            mailbox.clear()
     metrics: dict[str, float | None] = word["metrics"]
     return metrics
 
