@@ -387,6 +387,21 @@ class Runtime(Section):
 
     image: str = Field(f"vapo:{__version__}", min_length=1, description="the image of every stage on a cluster")
     threads: int = Field(0, ge=0, description="CPU threads of a stage; 0: all there are")
+    store: str = Field(
+        "",
+        description="where checkpoints lie: a folder, s3://bucket/prefix, minio://bucket/prefix, or s3: a server that "
+        "`vapo run` starts; empty: a folder of the working directory. Credentials are in the environment alone",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        scheme, _, rest = self.store.rpartition("://")
+        if scheme and "@" in rest.partition("/")[0]:
+            raise ValueError(
+                f"runtime.store = {scheme}://...: it must not hold credentials, since recipes are written down: set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for minio:// MINIO_ACCESS_KEY and MINIO_SECRET_KEY"
+            )
+        return self
 
 
 class Recipe(Section):
