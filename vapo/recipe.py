@@ -265,6 +265,22 @@ class Train(Section):
         min_length=1,
         description="layers that get adapters; the critic's value head is always trained whole",
     )
+    backend: Literal["kubernetes", "process"] = Field(
+        "kubernetes",
+        description="where the nodes are: pods of a TrainJob; process: processes of this machine, to try it",
+    )
+    runtime: str = Field("torch-distributed", min_length=1, description="the TrainJob's (Cluster)TrainingRuntime")
+    namespace: str = Field("", description="of the TrainJob; empty: the stage's own")
+    image: str = Field("", description="of the nodes; empty: the stage's own")
+    resources: dict[str, str | int] = Field(
+        {}, description="of each node, say {cpu = 16, memory = '200Gi', 'nvidia.com/gpu' = 8}; empty: the runtime's"
+    )
+    secret: str = Field(
+        "", description="name of a Secret whose keys are the nodes' variables, say AWS_ACCESS_KEY_ID; empty: none"
+    )
+    queue: str = Field("", description="Kueue's LocalQueue for the TrainJob; empty: none")
+    start_limit: int = Field(0, ge=0, description="seconds that the nodes may wait for room; 0: as long as it takes")
+    time_limit: int = Field(0, ge=0, description="seconds after which the cluster ends the TrainJob; 0: none")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

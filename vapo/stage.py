@@ -162,7 +162,7 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     with ExitStack() as stack:
         if stage.resumable:
             paths["partial"] = stack.enter_context(partial_folder(_identity(job, inputs)))
-        found = _work(job, section, {**paths, **targets})
+        found = _work(job, section, paths, targets)
         seconds = time.monotonic() - clock
         metrics = {name: float(value) for name, value in found.items() if value is not None}
         if METRICS in job.outputs:
@@ -190,7 +190,7 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     return {name: {**fact, **where, **(metrics if name == METRICS else {})} for name, fact in facts.items()}
 
 
-def _work(job: Job, section: Any, paths: Mapping[str, Path]) -> dict[str, float | None]:
+def _work(job: Job, section: Any, paths: Mapping[str, Path], targets: Mapping[str, Path]) -> dict[str, float | None]:
     """Call the stage's function, here or in ranks of their own; returns its metrics."""
     from vapo import recipe
 
@@ -198,9 +198,9 @@ def _work(job: Job, section: Any, paths: Mapping[str, Path]) -> dict[str, float 
     if isinstance(section, recipe.TrainingSection) and not section.train.in_process:
         from vapo.train.launch import launch
 
-        return launch(job.stage, section, paths, job.parameters)
+        return launch(job.stage, section, paths, targets, job.parameters)
     function = getattr(importlib.import_module(stage.module), stage.function)
-    metrics: dict[str, float | None] = function(section, **paths, **job.parameters)
+    metrics: dict[str, float | None] = function(section, **paths, **targets, **job.parameters)
     return metrics
 
 
