@@ -56,11 +56,12 @@ clean: ## remove .venv, caches and build leftovers; runs/ stays
 	@$(COMPILE)
 	@touch $@
 
+# DeepSpeed asks torch while it is built, so no isolation; it compiles nothing beforehand (DS_BUILD_OPS).
 .venv/.stamp-dev: requirements-dev.lock .venv/.stamp
 	@rm -f .venv/.stamp .venv/.stamp-dev
 	@command -v cc > /dev/null || { echo "the tests need a C compiler once, for reasoning-gym's pycosat:" \
 		"install gcc and Python's headers (Debian: gcc python3-dev)" >&2; exit 1; }
 	@echo "adding the development tools"
-	@$(INSTALL) -r requirements-dev.lock
+	@DS_BUILD_OPS=0 $(INSTALL) --no-deps --no-build-isolation -r requirements-dev.lock
 	@touch .venv/.stamp
 	@touch $@
