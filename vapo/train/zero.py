@@ -7,6 +7,7 @@ DeepSpeed "accumulation step" is one mini-batch, however many micro-batches that
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from vapo.train.ranks import count, device, rank
 from vapo.train.state import Fragment, State
 
 BUCKET = 2**28  # elements that ranks exchange at once, at most
+ALIGNED = 1024  # buckets are multiples of this
 PERSISTENT = 100_000  # elements of a parameter that is not worth gathering with ZeRO-3, at most
 
 
@@ -151,10 +153,11 @@ def zero_reader(module: Forward, train: recipe.Train) -> Reader:
 def _config(module: nn.Module, train: recipe.Train) -> dict[str, Any]:
     """DeepSpeed's configuration."""
     elements = sum(parameter.numel() for parameter in module.parameters())
+    bucket = min(BUCKET, -(-elements // ALIGNED) * ALIGNED)
     zero: dict[str, Any] = {
         "stage": train.zero_stage,
-        "reduce_bucket_size": min(BUCKET, elements),
-        "allgather_bucket_size": min(BUCKET, elements),
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
         "stage3_param_persistence_threshold": min(PERSISTENT, elements // 100),
     }
     if train.offload == "cpu":
@@ -172,10 +175,13 @@ def _config(module: nn.Module, train: recipe.Train) -> dict[str, Any]:
 
 
 def _deepspeed() -> Any:
-    """DeepSpeed, quiet, on the accelerator there is."""
+    """DeepSpeed, quiet, on the accelerator there is, and without compiling anything."""
     os.environ.setdefault("DS_ACCELERATOR", device().type)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
+    # On a CPU it would compile an exchange through shared memory at the first use (minutes, and a C++ compiler).
+    deepspeed.ops.__compatible_ops__.pop("deepspeed_shm_comm", None)
     return deepspeed
