@@ -82,8 +82,7 @@ def test_growing_and_selecting_rows_keep_what_was_read(checkpoint: Make) -> None
     cache = decoder.new_cache(padding, 6)
     decoder.forward(batch, cache)
     owners = [1, 0, 1]
-    cache.select(torch.tensor(owners))
-    decoder.grow(cache, 8)
+    cache.keep(torch.tensor(owners), 8)
     found = decoder.forward(more, cache)
     for i, owner in enumerate(owners):
         expected = reference(model, torch.cat([rows[owner], more[i]]))[-1]

@@ -28,10 +28,21 @@ class Cache:
     padding: Tensor  # [B], padded columns at the left of each row
     length: int = 0
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows [B'] (or repeat them) in all layers."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
+    @property
+    def columns(self) -> int:
+        """S_max: how many columns there is room for."""
+        return self.keys[0].shape[2]
+
+    def keep(self, rows: Tensor, columns: int) -> None:
+        """Hold these rows [B'] (some may repeat) with room for `columns` in all.
+
+        One layer is copied after another, so that what is needed besides for a moment is one layer's room.
+        """
+        for tensors in (self.keys, self.values):
+            for i, old in enumerate(tensors):
+                new = torch.empty((len(rows), old.shape[1], columns, old.shape[3]))
+                torch.index_select(old[:, :, : self.length], 0, rows, out=new[:, :, : self.length])
+                tensors[i] = new
         self.padding = self.padding[rows]
 
 
@@ -71,14 +82,6 @@ class Decoder:
         shape = (len(padding), self.kv_heads, columns, self.head_size)
         return Cache([torch.empty(shape) for _ in self.layers], [torch.empty(shape) for _ in self.layers], padding)
 
-    def grow(self, cache: Cache, columns: int) -> None:
-        """Give a cache room for `columns` in all."""
-        for tensors in (cache.keys, cache.values):
-            for i, old in enumerate(tensors):
-                new = torch.empty((old.shape[0], old.shape[1], columns, old.shape[3]))
-                new[:, :, : cache.length] = old[:, :, : cache.length]
-                tensors[i] = new
-
     def forward(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after the last of the new tokens [B, T]; the cache takes them in."""
         rows, width = tokens.shape
@@ -92,15 +95,11 @@ class Decoder:
             x = self._norm(hidden, layer["input_norm"])
             x = F.linear(x, layer["qkv"], layer.get("qkv_bias"))
             x = x.view(rows, width, self.heads + 2 * self.kv_heads, self.head_size).transpose(1, 2)
-            query, key, value = x.split([self.heads, self.kv_heads, self.kv_heads], 1)
-            cache.keys[i][:, :, start:end] = _rotate(key, cos, sin)
-            cache.values[i][:, :, start:end] = value
+            keys, values = cache.keys[i][:, :, :end], cache.values[i][:, :, :end]
+            query_and_key, values[:, :, start:] = x.split([self.heads + self.kv_heads, self.kv_heads], 1)
+            query, keys[:, :, start:] = _rotate(query_and_key, cos, sin).split([self.heads, self.kv_heads], 1)
             x = F.scaled_dot_product_attention(
-                _rotate(query, cos, sin),
-                cache.keys[i][:, :, :end],
-                cache.values[i][:, :, :end],
-                attn_mask=mask,
-                enable_gqa=self.heads != self.kv_heads,
+                query, keys, values, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
             )
             hidden = hidden + F.linear(x.transpose(1, 2).reshape(rows, width, -1), layer["out"], layer.get("out_bias"))
             x = self._norm(hidden, layer["post_norm"])
@@ -113,13 +112,19 @@ class Decoder:
         return F.rms_norm(x, (x.shape[-1],), weight, self.epsilon)
 
     def _mask(self, padding: Tensor, columns: Tensor, end: int) -> Tensor | None:
-        """True where position [T] of a row [B] may look at a column [S]: causal, and not at padding."""
+        """[B, 1, T, S], 0 where a position may look at a column, else -inf: causal, and not at padding.
+
+        Added to the scores by every layer as it is; one of truth values each layer would turn into this first.
+        """
         if len(columns) == 1 and not padding.any():
             return None
         keys = torch.arange(end)
-        allowed = (keys[None, None] <= columns[None, :, None]) & (keys[None, None] >= padding[:, None, None])
-        # A padded position looks at itself: its output is never read, and a row without any column would give NaN.
-        return (allowed | (keys[None, None] == columns[None, :, None]))[:, None]
+        hidden = keys[None, None] < padding[:, None, None]
+        if len(columns) > 1:
+            hidden = hidden | (keys[None, None] > columns[None, :, None])
+            # A padded position looks at itself: its output is never read, and a row without any column would give NaN.
+            hidden = hidden & (keys[None, None] != columns[None, :, None])
+        return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
