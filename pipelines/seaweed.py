@@ -29,14 +29,9 @@ QUIET = (  # nothing that calls home, and no services but S3; a bucket that is n
     "-s3.autoCreateBucket=false",
     "-volume.preStopSeconds=0",
 )
-OURS_ALONE = (
-    "AWS_",
-    "MINIO_",
-    "S3_",
-    "WEED_",
-)  # variables by which the server would take other credentials or settings
+OTHERS = ("AWS_", "MINIO_", "S3_", "WEED_")  # variables by which the server would take other people's credentials
 MEMORY = "384MiB"
-PATIENCE = 30.0  # seconds for it to start, and to stop
+PATIENCE, GRACE = 30.0, 5.0  # seconds for it to start, and to stop by itself; it survives a kill with its data
 
 
 class SeaweedFS:
@@ -87,9 +82,11 @@ class SeaweedFS:
         command = [str(_program()), "mini", f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         command += [f"-s3.config={self.folder / 's3.json'}", f"-bucket={BUCKET}", *QUIET]
         (self.folder / "data").mkdir(exist_ok=True)
+        self._sweep()
         for attempt in range(1, attempts + 1):
             self.ports = self.ports or _free_ports()
-            environment = {k: v for k, v in os.environ.items() if not k.startswith(OURS_ALONE)}
+            (self.folder / "ports.json").write_text(json.dumps(self.ports), encoding="utf-8")
+            environment = {k: v for k, v in os.environ.items() if not k.startswith(OTHERS)}
             with log.open("ab") as output:
                 self.process = subprocess.Popen(
                     [*_TIED, str(os.getpid()), *command, *(f"-{name}={port}" for name, port in self.ports.items())],
@@ -132,10 +129,15 @@ class SeaweedFS:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(PATIENCE)
+                self.process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 self.kill()
-        for port in self.ports.values():  # what it leaves
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove the sockets that it leaves in /tmp, now or when it was killed in a run before this one."""
+        ports = self.folder / "ports.json"
+        for port in json.loads(ports.read_text(encoding="utf-8")).values() if ports.is_file() else ():
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
 

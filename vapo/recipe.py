@@ -223,7 +223,7 @@ class Train(Section):
         False, description="keep each layer's input only and compute the layer again on the way back"
     )
     lora_rank: int = Field(0, ge=0, description="train adapters of this rank instead of the weights; 0: off")
-    lora_alpha: float = Field(32.0, gt=0, description="adapters count lora_alpha / lora_rank times")
+    lora_alpha: int = Field(32, gt=0, description="adapters count lora_alpha / lora_rank times")
     lora_targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from vapo.recipe import BaseModelSection
+from vapo.recipe import BaseModelSection, Train
 from vapo.schemas import REWARDS, ROLLOUTS
 from vapo.store import Manifest, read_manifest
 from vapo.tables import offsets_of, write_table
 from vapo.train.base_model import _build, word_tokenizer, write_tokenizer
+from vapo.train.engine import Engine, Reader, engine_of, reader_of
 from vapo.train.experience import Rollouts, read_rollouts
-from vapo.train.models import Checkpoint, critic_from_policy, load_critic, load_policy, save_model
+from vapo.train.models import Checkpoint, Forward, critic_from_policy, load_critic, load_policy, save_model
 
 WORDS = [f"w{i}" for i in range(17)]  # with three special tokens a vocabulary of 20
 PROMPT_LENGTHS = [2, 5, 3, 4]
@@ -40,6 +41,15 @@ class World:
     @property
     def data(self) -> Rollouts:
         return read_rollouts(self.rollouts, self.rewards)
+
+    def reader(self, name: str) -> Reader:
+        """A model that is only read."""
+        return reader_of(Forward(self.model(name), "critic" if "critic" in name else "policy"), Train())
+
+    def engine(self, name: str, **settings: Any) -> Engine:
+        """A model that is trained, in plain torch."""
+        settings = {"lr": 1e-2, "weight_decay": 0.1, "warmup_steps": 0, "max_grad_norm": 1.0, **settings}
+        return engine_of(Forward(self.model(name), "critic" if "critic" in name else "policy"), Train(), **settings)
 
     def manifest(self, name: str) -> Manifest:
         return read_manifest(self.root / name, "critic" if "critic" in name else "policy")

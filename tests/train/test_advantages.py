@@ -38,7 +38,7 @@ def column(path: Path, name: str) -> np.ndarray:
 
 def test_values_are_the_critics(world: World) -> None:
     run(world)
-    expected = np.concatenate(values_of(world.model("critic"), world.data, np.arange(12), 32768))
+    expected = np.concatenate(values_of(world.reader("critic"), world.data, np.arange(12), 32768))
     np.testing.assert_allclose(column(world.experience, "values"), expected, atol=1e-6)
     assert ragged(read_table(world.experience, EXPERIENCE), "values")[1].tolist() == offsets_of(LENGTHS).tolist()
 

@@ -52,7 +52,7 @@ def test_logprobs_and_entropy_of_a_batch_are_those_of_each_row(world: World) -> 
 @torch.no_grad()
 def test_values_of_a_batch_are_those_of_each_row(world: World) -> None:
     critic, data = world.model("critic"), world.data
-    found = values_of(critic, data, np.arange(len(data)), 10**6)
+    found = values_of(world.reader("critic"), data, np.arange(len(data)), 10**6)
     for row, values in enumerate(found):
         sequence = torch.from_numpy(np.concatenate([data.prompts[row], data.responses[row]]))[None].long()
         expected = critic(sequence).logits[0, len(data.prompts[row]) - 1 : -1, 0]
@@ -62,21 +62,21 @@ def test_values_of_a_batch_are_those_of_each_row(world: World) -> None:
 
 @pytest.mark.parametrize("budget", [1, 60, 10**6])
 def test_values_do_not_depend_on_the_budget(world: World, budget: int) -> None:
-    critic, data = world.model("critic"), world.data
+    critic, data = world.reader("critic"), world.data
     whole = values_of(critic, data, np.arange(len(data)), 200)
     for one, other in zip(values_of(critic, data, np.arange(len(data)), budget), whole, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_values_of_some_rows_leave_the_others_empty(world: World) -> None:
-    found = values_of(world.model("critic"), world.data, np.array([8, 2]), 10**6)
+    found = values_of(world.reader("critic"), world.data, np.array([8, 2]), 10**6)
     assert [len(v) for v in found] == [0, 0, 12, 0, 0, 0, 0, 0, 20, 0, 0, 0]
 
 
 @torch.no_grad()
 def test_a_value_does_not_know_the_token_it_stands_before(world: World) -> None:
     """values[t] is V before token t: changing tokens t and later leaves values up to t as they were."""
-    critic, data = world.model("critic"), world.data
+    critic, data = world.reader("critic"), world.data
     before = values_of(critic, data, np.array([8]), 10**6)[8]
     changed = data.responses[8].copy()
     changed[6:] = 21 - np.maximum(changed[6:], 2)  # another token everywhere

@@ -21,8 +21,9 @@ from vapo.store import model_only, open_checkpoint, save_checkpoint
 from vapo.tables import flat, ragged, read_table, rows, write_table
 from vapo.train.advantages import advantages
 from vapo.train.batches import micro_batches, plan
+from vapo.train.engine import Engine, Reader
 from vapo.train.experience import Rollouts, values_of
-from vapo.train.mini_batch import SUMS, Experience, accumulate
+from vapo.train.mini_batch import SUMS, Experience, accumulate_policy, accumulate_value
 from vapo.train.models import (
     Checkpoint,
     critic_from_policy,
@@ -84,7 +85,7 @@ def estimate(world: World) -> None:
     )
 
 
-def old_logprobs(policy: torch.nn.Module, data: Rollouts, budget: int = 10**6) -> list[np.ndarray]:
+def old_logprobs(policy: Reader, data: Rollouts, budget: int = 10**6) -> list[np.ndarray]:
     return logprobs_of(policy, data, [np.arange(len(data))], budget)
 
 
@@ -92,7 +93,7 @@ def experience(world: World, noise: float = 0.3) -> Experience:
     """What an update learns from, with old logprobs some way off, so that some tokens are clipped."""
     table, data = read_table(world.experience, EXPERIENCE), world.data
     generator = np.random.default_rng(0)
-    old = old_logprobs(world.model("policy"), data)
+    old = old_logprobs(world.reader("policy"), data)
     old = [o + generator.normal(0, noise, len(o)).astype(np.float32) for o in old]
     return Experience(
         data,
@@ -107,15 +108,16 @@ def experience(world: World, noise: float = 0.3) -> Experience:
 
 def gradients(world: World, batch: Experience, budget: int, **changed: Any) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Accumulated gradients of actor and critic for one mini-batch, and its sums."""
-    actor, critic, total = world.model("policy"), world.model("critic"), dict.fromkeys(SUMS, 0.0)
-    accumulate(section(token_budget=budget, **changed), actor, critic, batch, CHOSEN, 1, total)
+    actor, critic, total = world.engine("policy"), world.engine("critic"), dict.fromkeys(SUMS, 0.0)
+    accumulate_policy(section(token_budget=budget, **changed), actor, batch, CHOSEN, 1, total)
+    accumulate_value(section(token_budget=budget, **changed), critic, batch, CHOSEN, 1, total)
     assert total["tokens"] == batch.data.lengths[CHOSEN].sum()
     return gradient_of(actor), gradient_of(critic), total
 
 
-def gradient_of(model: torch.nn.Module) -> Tensor:
+def gradient_of(engine: Engine) -> Tensor:
     """All parameters' gradients, one after the other."""
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in engine.module.parameters()]
     return torch.cat([part.flatten() for part in parts])
 
 
@@ -186,7 +188,7 @@ def test_the_losses_are_those_of_plain_sums(world: World, aggregation: str) -> N
 
 @pytest.mark.parametrize("budget", [1, 50, 10**6])
 def test_point_17_old_logprobs_are_the_trainers_own(world: World, budget: int) -> None:
-    found, data = old_logprobs(world.model("policy"), world.data, budget), world.data
+    found, data = old_logprobs(world.reader("policy"), world.data, budget), world.data
     policy = world.model("policy")
     for row in ALL:
         (micro,) = micro_batches(data.prompts, data.responses, np.array([row]), 1)
@@ -206,7 +208,7 @@ def test_point_09_the_first_ratio_is_exactly_1(world: World) -> None:
 
 
 def test_point_17_the_engines_gap_is_measured(world: World) -> None:
-    old = old_logprobs(world.model("policy"), world.data)
+    old = old_logprobs(world.reader("policy"), world.data)
     world.write_rollouts(logprobs=[o - 0.25 for o in old])
     old[0][0] += 1.0
     metrics = run(world)
@@ -216,7 +218,7 @@ def test_point_17_the_engines_gap_is_measured(world: World) -> None:
 
 def logprobs(world: World, name: str) -> list[float]:
     """Mean logprob of each response."""
-    return [float(row.mean()) for row in old_logprobs(world.model(name), world.data)]
+    return [float(row.mean()) for row in old_logprobs(world.reader(name), world.data)]
 
 
 def write_experience(world: World, of: np.ndarray) -> None:
@@ -238,7 +240,7 @@ def test_the_policy_moves_with_the_advantages_and_the_critic_to_the_targets(worl
     targets = np.repeat(world.data.rewards, LENGTHS)
 
     def loss(name: str) -> float:
-        return float(np.mean((np.concatenate(values_of(world.model(name), world.data, ALL, 10**6)) - targets) ** 2))
+        return float(np.mean((np.concatenate(values_of(world.reader(name), world.data, ALL, 10**6)) - targets) ** 2))
 
     assert loss("new_critic_path") < loss("critic")
     assert metrics["steps"] == 4
@@ -385,7 +387,7 @@ def test_point_05_the_stop_token_is_trained_and_nothing_after_it(world: World) -
     columns: dict[str, Any] = {name: table[name] for name in table.column_names} | {"advantages": (last, offsets)}
     write_table(world.experience, EXPERIENCE, columns)
     run(world, mini_batch=12, positive_lm_coef=0.0)
-    before, after = (old_logprobs(world.model(name), world.data) for name in ("policy", "new_policy_path"))
+    before, after = (old_logprobs(world.reader(name), world.data) for name in ("policy", "new_policy_path"))
     assert all(new[-1] > old[-1] for old, new in zip(before, after, strict=True))
     policy, data = world.model("policy"), world.data
     (micro,) = micro_batches(data.prompts, data.responses, ALL, 10**6)
@@ -457,7 +459,7 @@ def test_without_a_critic_the_policys_update_is_the_same(world: World) -> None:
 
 def test_switches_that_are_off_or_neutral_change_no_bit(world: World) -> None:
     """A dual clip that nothing reaches, importance weights of exactly 1, a KL term to itself at the first step."""
-    world.write_rollouts(logprobs=old_logprobs(world.model("policy"), world.data))
+    world.write_rollouts(logprobs=old_logprobs(world.reader("policy"), world.data))
     estimate(world)
     run(world, mini_batch=12)
     plain = digests(world)
@@ -496,7 +498,7 @@ def test_the_entropy_bonus_raises_entropy(world: World) -> None:
 
 def test_point_17_importance_weights_are_truncated_and_measured(world: World) -> None:
     """The engine found every token less likely by a factor of e^0.5: weights of 1.65, held at 1.5."""
-    old = old_logprobs(world.model("policy"), world.data)
+    old = old_logprobs(world.reader("policy"), world.data)
     world.write_rollouts(logprobs=[o - 0.5 for o in old])
     estimate(world)
     plain = run(world, mini_batch=12)
@@ -541,10 +543,12 @@ def _rank(rank: int, root: Path, budget: int, changed: dict[str, Any]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
     try:
         world = World(root)
-        actor, critic, total = world.model("policy"), world.model("critic"), dict.fromkeys(SUMS, 0.0)
-        accumulate(section(token_budget=budget, **changed), actor, critic, experience(world), CHOSEN, 1, total)
-        for model in (actor, critic):
-            add_up_gradients(list(model.parameters()))
+        actor, critic, total = world.engine("policy"), world.engine("critic"), dict.fromkeys(SUMS, 0.0)
+        changed_section, batch = section(token_budget=budget, **changed), experience(world)
+        accumulate_policy(changed_section, actor, batch, CHOSEN, 1, total)
+        accumulate_value(changed_section, critic, batch, CHOSEN, 1, total)
+        for engine in (actor, critic):
+            add_up_gradients(list(engine.module.parameters()))
         sums = {name: torch.tensor(value) for name, value in add_up(total).items()}
         parts = {"actor": gradient_of(actor), "critic": gradient_of(critic), **sums}
         save_file(parts, root / f"rank{rank}.safetensors")

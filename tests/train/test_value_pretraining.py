@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from vapo.errors import UserError
-from vapo.recipe import Advantages, ValuePretraining
+from vapo.recipe import Advantages, Train, ValuePretraining
 from vapo.rl.diagnostics import explained_variance
 from vapo.schemas import EXPERIENCE, PRETRAINING
 from vapo.seeds import derive
 from vapo.tables import ragged, read_table
 from vapo.train.advantages import advantages
+from vapo.train.engine import TorchEngine
 from vapo.train.experience import Rollouts, values_of
+from vapo.train.models import Forward
 from vapo.train.value_pretraining import _step, plateaued, split_by_prompt, value_pretraining
 
 from .conftest import World
@@ -99,7 +101,7 @@ def test_one_prompt_cannot_be_split(world: World) -> None:
 def test_what_is_reported_is_the_kept_critics(world: World) -> None:
     metrics = run(world)
     rows, data = heldout_of(world), world.data
-    predicted = values_of(world.model("new_critic"), data, rows, 10**6)
+    predicted = values_of(world.reader("new_critic"), data, rows, 10**6)
     values = np.concatenate([predicted[r] for r in rows])
     targets = np.repeat(data.rewards[rows], data.lengths[rows])
     assert metrics["value_loss"] == pytest.approx(0.5 * float(np.mean((values - targets) ** 2)), rel=1e-5)
@@ -112,7 +114,7 @@ def test_the_best_is_kept_not_the_last(world: World) -> None:
     metrics = run(world, lr=1.0)
     assert metrics["kept_step"] == 0
     assert metrics["value_loss"] == 0.5  # rewards are +1 and -1
-    assert not np.concatenate(values_of(world.model("new_critic"), world.data, np.arange(12), 10**6)).any()
+    assert not np.concatenate(values_of(world.reader("new_critic"), world.data, np.arange(12), 10**6)).any()
 
 
 def test_it_learns_what_the_prompt_decides(world: World) -> None:
@@ -143,22 +145,22 @@ def test_heldout_rows_teach_nothing(world: World) -> None:
     assert world.manifest("critic_a").digest == world.manifest("critic_b").digest
 
 
-class Recorder:
-    """Stands for an optimiser: takes the gradient and changes nothing."""
+class Recorder(TorchEngine):
+    """Takes the gradient and changes nothing."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        self.gradient, self.steps = torch.empty(0), 0
+    gradient = torch.empty(0)
 
-    def step(self, *, batch: str) -> None:
-        self.gradient = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
-        self.model.zero_grad()
+    def step(self, *, batch: str) -> float:
+        parameters = list(self.module.parameters())
+        self.gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        self.module.zero_grad()
+        return 0.0
 
 
 def gradient(world: World, data: Rollouts, budget: int, rows: np.ndarray, *, last: bool) -> torch.Tensor:
-    model = world.model("critic")
-    recorder: Any = Recorder(model)
-    _step(model, recorder, data, rows, budget, last_token_only=last)
+    settings = {"lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 0, "max_grad_norm": 1.0}
+    recorder = Recorder(Forward(world.model("critic"), "critic"), Train(), **settings)
+    _step(recorder, data, rows, budget, last_token_only=last)
     assert recorder.gradient.abs().sum() > 0
     return recorder.gradient
 
@@ -272,7 +274,7 @@ def test_off_leaves_what_init_makes(world: World) -> None:
     for init, zero in (("policy", True), ("reward_model", False)):
         metrics = run(world, init=init, reward_model_steps=2, min_steps=50, max_steps=0, must_beat_mean=True)
         assert (metrics["steps"], metrics["kept_step"]) == (0, 0)
-        values = np.concatenate(values_of(world.model("new_critic"), world.data, np.arange(12), 10**6))
+        values = np.concatenate(values_of(world.reader("new_critic"), world.data, np.arange(12), 10**6))
         assert (not values.any()) is zero
 
 

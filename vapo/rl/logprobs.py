@@ -15,7 +15,7 @@ Head = Callable[[Tensor], Tensor]  # hidden [n, H] -> logits [n, V]
 
 
 def token_logprobs(
-    head: Head, hidden: Tensor, targets: Tensor, chunk: int, *, entropy_gradient: bool = False
+    head: Head, hidden: Tensor, targets: Tensor, chunk: int, *, entropy_gradient: bool = False, calls: int = 1
 ) -> tuple[Tensor, Tensor]:
     """(logprob[i] = log softmax(head(hidden[i]))[targets[i]], entropy[i] = -sum_v p log p), in nats: [n], [n].
 
@@ -27,14 +27,18 @@ def token_logprobs(
         hidden: [n, H].
         targets: [n], token IDs.
         entropy_gradient: whether gradients pass through the entropy, too.
+        calls: how often the head is called at least, without tokens once they are used up: several processes that
+            shard it must call it together.
     """
-    if len(hidden) <= chunk:
+    if len(hidden) <= chunk and calls <= 1:
         return _token_logprobs(head, hidden, targets, entropy_gradient)
+    chunks = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
+    chunks += [(hidden[:0], targets[:0])] * (calls - len(chunks))
     kept = [
         checkpoint(_token_logprobs, head, *part, entropy_gradient, use_reentrant=False, preserve_rng_state=False)
         if torch.is_grad_enabled()
         else _token_logprobs(head, *part, entropy_gradient)
-        for part in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        for part in chunks
     ]
     logprobs, entropies = zip(*kept, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)

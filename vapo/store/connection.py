@@ -42,6 +42,22 @@ class Bucket:
         """An object's key, say "prefix/objects/9f/9f86d0..."."""
         return f"{self.prefix}/{name}" if self.prefix else name
 
+    def require(self) -> None:
+        """Whether there is a bucket.
+
+        Raises:
+            UserError: there is none.
+        """
+        with self.told():
+            if not self.client.bucket_exists(self.name):
+                raise self._missing()
+
+    def _missing(self) -> UserError:
+        return UserError(
+            f"store {self.uri}: there is no bucket {self.name!r} at {self.url}: create it, or correct the store or "
+            f"{self.variables[2]}"
+        )
+
     @contextmanager
     def told(self) -> Iterator[None]:
         """What a server or the way there does wrong, told as the one line of a `UserError` with its cure."""
@@ -53,10 +69,7 @@ class Bucket:
             yield
         except S3Error as error:
             if error.code == "NoSuchBucket":
-                raise UserError(
-                    f"store {self.uri}: there is no bucket {self.name!r} at {self.url}: create it, or correct the "
-                    f"store or {endpoint}"
-                ) from None
+                raise self._missing() from None
             if error.code in REFUSED:
                 raise UserError(
                     f"store {self.uri}: {self.url} refused the credentials ({error.code}): correct {access_key} and "
@@ -67,8 +80,8 @@ class Bucket:
             raise UserError(f"store {self.uri}: {self.url} answers, but is no S3 server: correct {endpoint}") from None
         except (HTTPError, MinioException) as error:
             raise UserError(
-                f"store {self.uri}: no answer from {self.url} after {RETRIES} retries "
-                f"({_kind(error)}): start the server or correct {endpoint}, then run the same command again"
+                f"store {self.uri}: no answer from {self.url}, tried again and again ({_kind(error)}): start the server or "
+                f"correct {endpoint}, then run the same command again"
             ) from None
 
 
@@ -77,7 +90,7 @@ def _kind(error: BaseException) -> str:
     return type(getattr(error, "reason", None) or error).__name__
 
 
-def connect(uri: str, environ: Mapping[str, str] = os.environ) -> Bucket:
+def connect(uri: str, environ: Mapping[str, str] = os.environ, retries: int = RETRIES) -> Bucket:
     """The bucket that a URI means; nothing is sent yet.
 
     Raises:
@@ -122,12 +135,12 @@ def connect(uri: str, environ: Mapping[str, str] = os.environ) -> Bucket:
         session_token=environ.get("AWS_SESSION_TOKEN") if parsed.scheme == "s3" else None,
         secure=server.scheme == "https",
         region=here or (None if url == AMAZON else "us-east-1"),  # None: the SDK asks
-        http_client=_http(),
+        http_client=_http(retries),
     )
     return Bucket(uri, client, url, parsed.netloc, parsed.path.strip("/"), variables)
 
 
-def _http() -> Any:
+def _http(retries: int) -> Any:
     """Connections that try again, whatever the method: each of our requests may be sent twice without harm."""
     import certifi
     import urllib3
@@ -138,7 +151,7 @@ def _http() -> Any:
         cert_reqs="CERT_REQUIRED",
         ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
         retries=urllib3.Retry(
-            total=RETRIES,
+            total=retries,
             allowed_methods=None,
             status_forcelist=(500, 502, 503, 504),
             backoff_factor=0.25,

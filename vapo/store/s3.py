@@ -27,14 +27,15 @@ class S3Store:
     """
 
     def __init__(self, uri: str) -> None:
-        self.bucket = connect(uri)
+        self.uri, self.bucket = uri, connect(uri)
         self.cache = cache_of(os.environ)
 
     def check(self) -> None:
-        probe = self.bucket.key("objects/probe")
-        with self.bucket.told():  # the right to write, tried without leaving anything
-            upload = self.bucket.client._create_multipart_upload(self.bucket.name, probe, {})
-            self.bucket.client._abort_multipart_upload(self.bucket.name, probe, upload)
+        bucket = connect(self.uri, retries=2)  # somebody waits for the answer
+        probe = bucket.key("objects/probe")
+        with bucket.told():  # the right to write, tried without leaving anything
+            upload = bucket.client._create_multipart_upload(bucket.name, probe, {})
+            bucket.client._abort_multipart_upload(bucket.name, probe, upload)
 
     def size(self, entry: StoredFile) -> int | None:
         from minio.error import S3Error
@@ -45,8 +46,10 @@ class S3Store:
             except S3Error as error:
                 if error.code != "NoSuchKey":
                     raise
-                return None
-            return found
+            else:
+                return found
+        self.bucket.require()  # a HEAD cannot tell a missing bucket from a missing object
+        return None
 
     def put(self, path: Path, entry: StoredFile) -> bool:
         from minio.error import S3Error

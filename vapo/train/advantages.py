@@ -15,8 +15,11 @@ from vapo.rl.diagnostics import explained_variance
 from vapo.rl.groups import group_mean, group_normalised, informative_groups
 from vapo.schemas import EXPERIENCE
 from vapo.tables import offsets_of, write_table
+from vapo.train.checks import check_fits, memory_advice
+from vapo.train.engine import reader_of
 from vapo.train.experience import Rollouts, named, read_rollouts, values_of
-from vapo.train.models import Checkpoint, load_critic
+from vapo.train.models import Checkpoint, Forward, load_critic
+from vapo.train.ranks import rank
 
 
 def advantages(
@@ -61,18 +64,16 @@ def advantages(
     of_trained = np.repeat(trained, lengths)
     if section.whiten:
         policy_advantages[of_trained] = whiten(policy_advantages[of_trained])
-    write_table(
-        experience,
-        EXPERIENCE,
-        {
-            "rollout_id": data.rollout_ids,
-            "trained": trained,
-            "lambda_policy": lambdas.astype(np.float32),
-            "values": (values, offsets),
-            "advantages": (policy_advantages, offsets),
-            "value_targets": (targets, offsets),
-        },
-    )
+    columns = {
+        "rollout_id": data.rollout_ids,
+        "trained": trained,
+        "lambda_policy": lambdas.astype(np.float32),
+        "values": (values, offsets),
+        "advantages": (policy_advantages, offsets),
+        "value_targets": (targets, offsets),
+    }
+    if rank() == 0:
+        write_table(experience, EXPERIENCE, columns)
     learned_from = policy_advantages[of_trained]
     return {
         "explained_variance": variance,
@@ -90,8 +91,10 @@ def _values(section: recipe.Advantages, critic: Path, data: Rollouts) -> np.ndar
     """V before each token: [N] float32."""
     progress = Progress("responses", len(data))
     with Checkpoint(critic, "critic") as source:
-        model = load_critic(source.folder)
-    per_row = values_of(model, data, np.arange(len(data)), section.token_budget)
+        check_fits(data, source)
+        model = reader_of(Forward(load_critic(source.folder), "critic"), section.train)
+    with memory_advice("advantages", section):
+        per_row = values_of(model, data, np.arange(len(data)), section.token_budget)
     progress(len(data), int(data.lengths.sum()))
     wrong = np.array([row for row, values in enumerate(per_row) if not np.isfinite(values).all()], int)
     if len(wrong):

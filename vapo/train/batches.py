@@ -6,7 +6,7 @@ Axes: B rows of a micro-batch, T its longest row, n all its response tokens in r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -29,6 +29,11 @@ class MicroBatch:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on a device."""
+        tensors = {name: getattr(self, name).to(device) for name in ("tokens", "row_index", "column_index", "targets")}
+        return replace(self, **tensors)
 
 
 def micro_batches(

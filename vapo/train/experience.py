@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vapo.errors import UserError
 from vapo.schemas import REWARDS, ROLLOUTS
 from vapo.tables import check_joined, flat, read_table, rows
-from vapo.train.batches import micro_batches, scatter
-from vapo.train.models import Checkpoint, check_same_tokenizer, response_values
+from vapo.train.batches import scatter
+from vapo.train.engine import Reader
+from vapo.train.ranks import together
 
 
 @dataclass(frozen=True)
@@ -59,25 +59,15 @@ def named(data: Rollouts, chosen: np.ndarray, most: int = 5) -> str:
     return f"rollouts {ids}" + (f" and {len(chosen) - most} more" if len(chosen) > most else "")
 
 
-def check_critic(policy: Checkpoint, critic: Checkpoint) -> None:
-    """A critic is for the one policy that it was trained or updated with, and reads text alike.
-
-    Raises:
-        UserError: it belongs to another policy, or their tokenizers differ.
-    """
-    check_same_tokenizer(policy, critic)
-    belongs = critic.manifest.facts.get("policy")
-    if belongs != policy.manifest.digest:
-        raise UserError(
-            f"the critic was trained for policy {str(belongs)[:12]}, this policy is {policy.manifest.digest[:12]}: "
-            "pretrain a critic for it, or take both from the same iteration"
-        )
-
-
 @torch.no_grad()
-def values_of(critic: torch.nn.Module, data: Rollouts, rows_: np.ndarray, budget: int) -> list[np.ndarray]:
-    """V before each token of the given rows: a list over all B rows, empty arrays for rows not asked for."""
+def values_of(critic: Reader, data: Rollouts, rows_: np.ndarray, budget: int) -> list[np.ndarray]:
+    """V before each token of the given rows: a list over all B rows, empty arrays for rows not asked for.
+
+    Each rank computes its share, and every rank has the result.
+    """
     out = [np.empty(0, np.float32)] * len(data)
-    for batch in micro_batches(data.prompts, data.responses, rows_, budget):
-        scatter(response_values(critic, batch), batch, data.lengths, out)
-    return out
+    for turn in critic.turns(data.prompts, data.responses, rows_, budget):
+        values = critic(turn)
+        if turn.counts:
+            scatter(values, turn.batch, data.lengths, out)
+    return together(out, data.lengths)

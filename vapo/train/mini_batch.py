@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vapo import recipe
 from vapo.errors import UserError
@@ -24,12 +24,11 @@ from vapo.rl.losses import (
     truncated_importance_weights,
     value_loss,
 )
-from vapo.train.batches import MicroBatch, gather, pad, plan
+from vapo.train.batches import MicroBatch, gather
+from vapo.train.engine import Engine
 from vapo.train.experience import Rollouts, named
-from vapo.train.models import response_logprobs, response_values
-from vapo.train.ranks import share
 
-SUMS = (  # what `accumulate` adds up: shares of the losses, and counts and sums over tokens
+SUMS = (  # what is added up: shares of the losses, and counts and sums over tokens
     *("policy_loss", "positive_lm_loss", "value_loss", "kl_loss", "entropy", "approx_kl"),
     *("clip_fraction_low", "clip_fraction_high", "dual_clip_fraction", "importance_weight", "importance_truncated"),
     *("tokens", "positions", "real_positions"),
@@ -58,16 +57,15 @@ class Weights:
     positive_tokens: int
 
 
-def accumulate(
+def accumulate_policy(
     section: recipe.PpoUpdate,
-    actor: nn.Module,
-    critic: nn.Module | None,
+    actor: Engine,
     experience: Experience,
     chosen: np.ndarray,
     step: int,
     total: dict[str, float],
 ) -> None:
-    """Add this rank's share of a mini-batch's gradient to both models, and its sums to `total` (names: SUMS).
+    """Add this rank's share of a mini-batch's gradient to the actor, and its sums to `total` (names: SUMS).
 
     Args:
         chosen: rows of the mini-batch.
@@ -77,18 +75,37 @@ def accumulate(
         UserError: a term is not finite; names the step, the term and the rollouts.
     """
     data, weights = experience.data, _weights(section, experience, chosen)
-    for rows in share(plan(data.prompts, data.responses, chosen, section.token_budget)):
-        micro = pad(data.prompts, data.responses, rows)
-        policy_term = _policy_term(section, actor, experience, weights, micro, step, total)
-        policy_term.backward()
-        if critic is not None:
-            value_term = _value_term(section, critic, experience, weights, micro)
-            _check_finite(data, micro, step, value=value_term)
-            value_term.backward()
-            total["value_loss"] += value_term.item()
+    for turn in actor.turns(data.prompts, data.responses, chosen, section.token_budget):
+        found = actor(turn, entropy_gradient=section.entropy_coef > 0)
+        if not turn.counts:
+            actor.backward(0.0 * found[0].sum(), turn)
+            continue
+        micro = turn.batch
+        actor.backward(_policy_term(section, found, experience, weights, micro, step, total), turn)
         total["tokens"] += len(micro)
         total["positions"] += micro.tokens.numel()
         total["real_positions"] += micro.real_positions
+
+
+def accumulate_value(
+    section: recipe.PpoUpdate,
+    critic: Engine,
+    experience: Experience,
+    chosen: np.ndarray,
+    step: int,
+    total: dict[str, float],
+) -> None:
+    """The same for the critic."""
+    data, weights = experience.data, _weights(section, experience, chosen)
+    for turn in critic.turns(data.prompts, data.responses, chosen, section.token_budget):
+        values = critic(turn)
+        if not turn.counts:
+            critic.backward(0.0 * values.sum(), turn)
+            continue
+        term = _value_term(section, values, experience, weights, turn.batch)
+        _check_finite(data, turn.batch, step, value=term)
+        critic.backward(term, turn)
+        total["value_loss"] += term.item()
 
 
 def _weights(section: recipe.PpoUpdate, experience: Experience, chosen: np.ndarray) -> Weights:
@@ -101,18 +118,17 @@ def _weights(section: recipe.PpoUpdate, experience: Experience, chosen: np.ndarr
 
 def _policy_term(
     section: recipe.PpoUpdate,
-    actor: nn.Module,
+    found: tuple[Tensor, Tensor],
     experience: Experience,
     weights: Weights,
     micro: MicroBatch,
     step: int,
     total: dict[str, float],
 ) -> Tensor:
-    """The micro-batch's share of all that the policy is trained on."""
-    data, row = experience.data, _row_of(experience.data, micro)
+    """The micro-batch's share of all that the policy is trained on; `found` are its logprobs and entropies."""
+    (logprobs, entropies), data, row = found, experience.data, _row_of(experience.data, micro)
     weight, old = weights.policy[row], gather(experience.old_logprobs, micro)
     advantages = gather(experience.advantages, micro)
-    logprobs, entropies = response_logprobs(actor, micro, entropy_gradient=section.entropy_coef > 0)
     importance = None
     if section.importance_cap > 0:
         importance = truncated_importance_weights(old, gather(data.logprobs, micro), section.importance_cap)
@@ -147,10 +163,10 @@ def _policy_term(
 
 
 def _value_term(
-    section: recipe.PpoUpdate, critic: nn.Module, experience: Experience, weights: Weights, micro: MicroBatch
+    section: recipe.PpoUpdate, values: Tensor, experience: Experience, weights: Weights, micro: MicroBatch
 ) -> Tensor:
     return value_loss(
-        response_values(critic, micro),
+        values,
         gather(experience.value_targets, micro),
         weights.value[_row_of(experience.data, micro)],
         gather(experience.values, micro),

@@ -10,18 +10,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vapo.errors import UserError
 from vapo.rl.logprobs import token_logprobs
 from vapo.store import Manifest, open_checkpoint, read_manifest, save_checkpoint
 from vapo.train.batches import MicroBatch
-from vapo.train.optimizer import Optimizer
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB of float32: 220 tokens of a vocabulary of 151,936, all tokens of a small one
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+class ValueHead(nn.Linear):
+    """A linear head that computes in float32 whatever the model's precision is."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Values [..., 1] of hidden states [..., H]."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.weight.float(), self.bias.float())
+
+
+class Forward(nn.Module):
+    """A model with what is asked of it, so that an engine can wrap the two: the policy's logprobs, the critic's values.
+
+    The options are those of `response_logprobs` or `response_values`.
+    """
+
+    def __init__(self, model: nn.Module, kind: str) -> None:
+        super().__init__()
+        self.model = model
+        self.run: Any = {"policy": response_logprobs, "critic": response_values}[kind]
+
+    def forward(self, batch: MicroBatch, **options: Any) -> Any:
+        """What the model says about a micro-batch."""
+        return self.run(self.model, batch, **options)
 
 
 class Checkpoint:
@@ -51,7 +76,7 @@ def load_critic(folder: Path) -> nn.Module:
     """The critic: a backbone with one value per token; the head is in float32."""
     from transformers import AutoModelForTokenClassification
 
-    return _ready(AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True))
+    return _critic(AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True))
 
 
 def critic_from_policy(folder: Path) -> nn.Module:
@@ -69,7 +94,7 @@ def critic_from_policy(folder: Path) -> nn.Module:
     logger.setLevel(level)
     nn.init.zeros_(critic.score.weight)
     nn.init.zeros_(critic.score.bias)
-    return _ready(critic)
+    return _critic(critic)
 
 
 def response_hidden(policy: Any, batch: MicroBatch) -> Tensor:
@@ -81,38 +106,40 @@ def response_hidden(policy: Any, batch: MicroBatch) -> Tensor:
     return hidden[batch.row_index, batch.column_index]
 
 
-def response_logprobs(policy: Any, batch: MicroBatch, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
-    """(logprobs [n] of the response tokens, entropy [n] of the distributions they come from)."""
+def response_logprobs(
+    policy: Any, batch: MicroBatch, *, entropy_gradient: bool = False, most_tokens: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(logprobs [n] of the response tokens, entropy [n] of the distributions they come from).
+
+    Args:
+        most_tokens: response tokens of the largest micro-batch of several ranks: they call the head equally often.
+    """
     chunk = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
-    hidden = response_hidden(policy, batch)
-    return token_logprobs(policy.lm_head, hidden, batch.targets, chunk, entropy_gradient=entropy_gradient)
+    hidden, calls = response_hidden(policy, batch), -(-most_tokens // chunk)
+    return token_logprobs(policy.lm_head, hidden, batch.targets, chunk, entropy_gradient=entropy_gradient, calls=calls)
 
 
-def response_values(critic: Any, batch: MicroBatch) -> Tensor:
+def response_values(critic: Any, batch: MicroBatch, *, most_tokens: int = 0) -> Tensor:
     """V before each response token is emitted: [n], from the position that predicts it."""
+    del most_tokens  # the head is called once
     return critic.score(response_hidden(critic, batch).float())[:, 0]
 
 
+def write_model(model: Any, folder: Path, *, weights: dict[str, Tensor], tokenizer: Path) -> None:
+    """Write a model in Hugging Face layout, with `weights` for its own, and the tokenizer from folder `tokenizer`."""
+    model.save_pretrained(folder, state_dict=weights)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+
+
 def save_model(
-    model: Any,
-    manifest: Path,
-    *,
-    kind: str,
-    store: str,
-    tokenizer: Path,
-    facts: dict[str, Any],
-    optimizer: Optimizer | None = None,
+    model: nn.Module, manifest: Path, *, kind: str, store: str, tokenizer: Path, facts: dict[str, Any]
 ) -> Manifest:
-    """Save a model in Hugging Face layout with the tokenizer from folder `tokenizer`, and its optimiser's state."""
+    """Save a whole model without training state as a checkpoint."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        model.save_pretrained(folder)
-        for name in TOKENIZER_FILES:
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, folder / name)
-        if optimizer is not None:
-            optimizer.save(folder / "optimizer")
-        return save_checkpoint(folder, manifest, store=store, kind=kind, facts=facts)
+        write_model(model, Path(scratch), weights=dict(model.named_parameters()), tokenizer=tokenizer)
+        return save_checkpoint(Path(scratch), manifest, store=store, kind=kind, facts=facts)
 
 
 def check_same_tokenizer(policy: Checkpoint, critic: Checkpoint) -> None:
@@ -127,6 +154,14 @@ def check_same_tokenizer(policy: Checkpoint, critic: Checkpoint) -> None:
             f"policy and critic have different tokenizers ({digests[0][:12]} and {digests[1][:12]}): "
             "pretrain the critic from this policy"
         )
+
+
+def _critic(model: Any) -> nn.Module:
+    """A critic whose head is in float32."""
+    head = ValueHead(model.score.in_features, model.score.out_features)
+    head.weight, head.bias = model.score.weight, model.score.bias
+    model.score = head
+    return _ready(model)
 
 
 def _ready(model: Any) -> nn.Module:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from vapo import recipe
 from vapo.errors import UserError
@@ -18,10 +20,13 @@ from vapo.rl.losses import token_weights, value_loss
 from vapo.schemas import PRETRAINING
 from vapo.seeds import derive
 from vapo.tables import write_table
-from vapo.train.batches import micro_batches, scatter
+from vapo.train.batches import scatter
+from vapo.train.checkpoints import Learner, save
+from vapo.train.checks import check_fits, memory_advice
+from vapo.train.engine import Engine
 from vapo.train.experience import Rollouts, named, read_rollouts, values_of
-from vapo.train.models import Checkpoint, critic_from_policy, response_values, save_model
-from vapo.train.optimizer import Optimizer
+from vapo.train.models import Checkpoint
+from vapo.train.ranks import add_up, rank, together
 
 Measure = tuple[int, str, float, float | None]  # a row of PRETRAINING: step, rows, value loss, explained variance
 
@@ -50,25 +55,25 @@ def value_pretraining(
     generator = np.random.default_rng(derive(seed, "value_pretraining", "batches"))
     data = read_rollouts(rollouts, rewards)
     train, heldout = split_by_prompt(data, section.heldout_share, generator)
-    with Checkpoint(policy, "policy") as source:
-        model = critic_from_policy(source.folder)
+    with ExitStack() as stack:
+        stack.enter_context(memory_advice("value_pretraining", section))
+        source = stack.enter_context(Checkpoint(policy, "policy"))
+        check_fits(data, source)
+        learner = Learner("critic", source, section.train, seed=seed, new=True, **_settings(section))
         if section.init == "reward_model":
-            _reward_model(section, model, data, train, generator)
-        measures, kept = _pretrain(section, model, data, train, heldout, generator)
+            _reward_model(section, learner.engine, data, train, generator)
+        measures, kept, weights = _pretrain(section, learner, data, train, heldout, generator)
         constant = _loss_of_a_constant(data, train, heldout)
         step, _, loss, variance = kept
         if section.max_steps and section.must_beat_mean and not loss < constant:
             raise UserError(_no_better(section, data, loss, constant, measures[-1][0]))
         columns = zip(*measures, strict=True)
-        write_table(pretraining, PRETRAINING, dict(zip(PRETRAINING.names, map(_defined, columns), strict=True)))
-        save_model(
-            model,
-            critic,
-            kind="critic",
-            store=store,
-            tokenizer=source.folder,
-            facts={"policy": source.manifest.digest, "steps": 0},
-        )
+        if rank() == 0:
+            write_table(pretraining, PRETRAINING, dict(zip(PRETRAINING.names, map(_defined, columns), strict=True)))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        learner.write(folder, weights)
+        facts = {"policy": source.manifest.digest, "steps": 0}
+        save(folder, critic, kind="critic", store=store, facts=facts)
     return {
         "value_loss": loss,
         "explained_variance": variance,
@@ -99,42 +104,40 @@ def plateaued(losses: Sequence[float], patience: int, tolerance: float) -> bool:
 
 def _pretrain(
     section: recipe.ValuePretraining,
-    model: nn.Module,
+    learner: Learner,
     data: Rollouts,
     train: np.ndarray,
     heldout: np.ndarray,
     generator: np.random.Generator,
-) -> tuple[list[Measure], Measure]:
-    """Train on Monte-Carlo returns until the held-out loss is flat; leave the best weights in `model`.
+) -> tuple[list[Measure], Measure, dict[str, Tensor] | None]:
+    """Train on Monte-Carlo returns until the held-out loss is flat.
 
     Returns:
-        Everything that was measured, and the measure of what is kept.
+        Everything that was measured, the measure of what is kept, and its weights; None: the present ones.
     """
-    optimizer = _optimizer(section, model)
+    engine = learner.engine
     measures: list[Measure] = []
     heldout_losses: list[float] = []
     best: Measure = (0, "held-out", math.inf, None)
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, Tensor] | None = None
     progress = Progress("optimiser steps", section.max_steps)
     for step in range(section.max_steps + 1):
         last = step == section.max_steps
         if step % section.measure_every == 0 or last:
-            found = (step, "held-out", *_measure(model, data, heldout, section.token_budget))
+            found = (step, "held-out", *_measure(engine, data, heldout, section.token_budget))
             measures.append(found)
             heldout_losses.append(found[2])
             if found[2] < best[2]:
-                best, weights = found, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                best, weights = found, {name: tensor.detach().clone() for name, tensor in learner.weights().items()}
             flat = plateaued(heldout_losses, section.patience, section.tolerance)
             if last or (step >= section.min_steps and flat):
                 break
         rows = generator.permutation(train)[: section.mini_batch]
-        loss, variance = _step(model, optimizer, data, rows, section.token_budget, last_token_only=False)
+        loss, variance = _step(engine, data, rows, section.token_budget, last_token_only=False)
         measures.append((step, "mini-batch", loss, variance))
         tokens = int(data.lengths[rows].sum())
         progress(step + 1, tokens, value_loss=loss, explained_variance=variance, heldout_loss=best[2])
-    if weights:
-        model.load_state_dict(weights)
-    return measures, best
+    return measures, best, weights
 
 
 def _loss_of_a_constant(data: Rollouts, train: np.ndarray, heldout: np.ndarray) -> float:
@@ -162,60 +165,62 @@ def _defined(column: Sequence[float | str | None]) -> list[float | str]:
 
 def _reward_model(
     section: recipe.ValuePretraining,
-    model: nn.Module,
+    engine: Engine,
     data: Rollouts,
     train: np.ndarray,
     generator: np.random.Generator,
 ) -> None:
     """Train on the last token alone, as a reward model is: where the papers' critics start, biased on early tokens."""
-    optimizer = _optimizer(section, model)
     progress = Progress("reward-model steps", section.reward_model_steps)
     for step in range(section.reward_model_steps):
         rows = generator.permutation(train)[: section.mini_batch]
-        loss, _ = _step(model, optimizer, data, rows, section.token_budget, last_token_only=True)
+        loss, _ = _step(engine, data, rows, section.token_budget, last_token_only=True)
         progress(step + 1, int(data.lengths[rows].sum()), value_loss=loss)
+    engine.forget()
 
 
-def _optimizer(section: recipe.ValuePretraining, model: nn.Module) -> Optimizer:
-    return Optimizer(
-        model,
-        lr=section.lr,
-        weight_decay=section.weight_decay,
-        warmup_steps=section.warmup_steps,
-        max_grad_norm=section.max_grad_norm,
-    )
+def _settings(section: recipe.ValuePretraining) -> dict[str, float | int]:
+    return {
+        "lr": section.lr,
+        "weight_decay": section.weight_decay,
+        "warmup_steps": section.warmup_steps,
+        "max_grad_norm": section.max_grad_norm,
+    }
 
 
 def _step(
-    model: nn.Module, optimizer: Optimizer, data: Rollouts, rows: np.ndarray, budget: int, *, last_token_only: bool
+    engine: Engine, data: Rollouts, rows: np.ndarray, budget: int, *, last_token_only: bool
 ) -> tuple[float, float | None]:
     """One optimiser step on a mini-batch: (its value loss before it, explained variance of all its tokens)."""
-    lengths, total = data.lengths, 0.0
+    lengths, total = data.lengths, {"loss": 0.0}
     counted = np.minimum(lengths[rows], 1) if last_token_only else lengths[rows]
     weight = token_weights(torch.from_numpy(counted), "token")[0]
     predicted = [np.empty(0, np.float32)] * len(data)
-    for batch in micro_batches(data.prompts, data.responses, rows, budget):
+    for turn in engine.turns(data.prompts, data.responses, rows, budget):
+        values, batch = engine(turn), turn.batch
+        if not turn.counts:
+            engine.backward(0.0 * values.sum(), turn)
+            continue
         targets = torch.from_numpy(np.repeat(data.rewards[batch.rows], lengths[batch.rows]))
         weights = weight.expand(len(batch))
         if last_token_only:
             last = torch.from_numpy(np.cumsum(lengths[batch.rows]) - 1)
             weights = torch.zeros(len(batch)).index_fill_(0, last, float(weight))
-        values = response_values(model, batch)
         loss = value_loss(values, targets, weights)
         if not torch.isfinite(loss):
             raise UserError(
-                f"the value loss is {loss.item()} at optimiser step {optimizer.steps + 1} of value-pretraining, from "
+                f"the value loss is {loss.item()} at optimiser step {engine.steps + 1} of value-pretraining, from "
                 f"{named(data, batch.rows)}: lower value_pretraining.lr or look at these rows"
             )
-        loss.backward()
+        engine.backward(loss, turn)
         scatter(values.detach(), batch, lengths, predicted)
-        total += loss.item()
-    optimizer.step(batch=named(data, rows))
-    returns = np.repeat(data.rewards[rows], lengths[rows])
-    return total, explained_variance(np.concatenate([predicted[row] for row in rows]), returns)
+        total["loss"] += loss.item()
+    engine.step(batch=named(data, rows))
+    returns, predicted = np.repeat(data.rewards[rows], lengths[rows]), together(predicted, lengths)
+    return add_up(total)["loss"], explained_variance(np.concatenate([predicted[row] for row in rows]), returns)
 
 
-def _measure(model: nn.Module, data: Rollouts, rows: np.ndarray, budget: int) -> tuple[float, float | None]:
+def _measure(model: Engine, data: Rollouts, rows: np.ndarray, budget: int) -> tuple[float, float | None]:
     """(0.5 MSE, explained variance) over all tokens of the rows."""
     predicted = values_of(model, data, rows, budget)
     values = np.concatenate([predicted[r] for r in rows])
