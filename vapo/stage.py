@@ -130,7 +130,6 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
 
     emit("start", stage=job.stage, **_where(job))
     stage = STAGES[job.stage]
-    function = getattr(importlib.import_module(stage.module), stage.function)
     section = getattr(recipe, stage.section).model_validate_json(job.section or "{}")
     for name, source in job.inputs.items():
         _verify(name, source)
@@ -142,6 +141,7 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
 
         found = launch(job.stage, section, paths, targets, job.parameters)
     else:
+        function = getattr(importlib.import_module(stage.module), stage.function)
         found = function(section, **paths, **targets, **job.parameters)
     seconds = time.monotonic() - clock
     metrics = {name: float(value) for name, value in found.items() if value is not None}
