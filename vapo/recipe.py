@@ -470,6 +470,11 @@ class Recipe(Section):
         for name in ("value_pretraining", "advantages", "ppo_update"):
             if getattr(self, name).train != Train():
                 raise ValueError(f"{name}.train is filled from the section [train]: set the keys there")
+        if self.train.nodes > 1 and self.train.backend == "kubernetes" and "://" not in self.runtime.store:
+            raise ValueError(
+                f"train.nodes {self.train.nodes} with runtime.store {self.runtime.store!r}: the nodes cannot see this "
+                "machine's: set runtime.store to s3://bucket/prefix or minio://bucket/prefix, or train.nodes to 1"
+            )
         responses = (self.advantages.keep_groups or self.rollout.prompts) * self.rollout.samples
         if self.ppo_update.mini_batch > responses:
             raise ValueError(

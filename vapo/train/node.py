@@ -21,6 +21,7 @@ from typing import Any
 from vapo import recipe
 from vapo.errors import UserError, as_user_error
 from vapo.stage import STAGES
+from vapo.store.cache import FOLDER as CACHE
 from vapo.train import launch
 from vapo.train.mailbox import Mailbox
 from vapo.train.trainjob import SECRETS
@@ -38,8 +39,9 @@ def main(store: str, job: str, ranks: int) -> int:
     if os.environ.get(LEASE):
         threading.Thread(target=_leave_with_lease, args=(Path(os.environ[LEASE]),), daemon=True).start()
     signal.signal(signal.SIGTERM, _leave)
-    mailbox = Mailbox(store, job)
     with tempfile.TemporaryDirectory(prefix="vapo-node-") as scratch:
+        os.environ.setdefault(CACHE, str(Path(scratch) / "cache"))  # a checkpoint is fetched once, not by every rank
+        mailbox = Mailbox(store, job)
         try:
             metrics, files = _work(mailbox, Path(scratch), ranks)
         except Exception as error:  # noqa: BLE001 - it is told in the store, and in the log

@@ -23,7 +23,7 @@ from vapo import __version__
 from vapo.errors import UserError
 from vapo.recipe import Train, TrainingSection
 from vapo.store import sha256_of
-from vapo.train.mailbox import Mailbox
+from vapo.train.mailbox import BUCKETS, Mailbox
 from vapo.train.node import JOB, WORD
 from vapo.train.trainjob import COMPLETE, CREATED, FAILED, GONE, Cluster, TrainJobs, Wanted
 
@@ -53,8 +53,7 @@ def launch(
     """
     train = section.train
     store = parameters["store"]
-    _check_store(store, train)
-    jobs = backend(train)
+    jobs = check(train, store)
     targets = {label: path.absolute() for label, path in outputs.items()}  # backend "process" changes the folder
     store = store if urlsplit(store).scheme else str(Path(store).absolute())
     document = {
@@ -72,39 +71,37 @@ def launch(
             found = jobs.found(name)
             word = mailbox.get(WORD.format(number=0))
             if not found and (word is None or word["ended"] != "well"):
-                mailbox.clear()
+                _clear(mailbox)  # what an attempt left that ended badly
                 mailbox.put(JOB, document, inputs)
                 command = (_python(train), "-m", "vapo.train.node", store, name, str(train.ranks))
                 jobs.start(_wanted(name, stage, train, command))
-            _say(f"TrainJob {name}: {train.nodes} nodes" + (", found again" if found else ""))
+            elif found:
+                _say(f"TrainJob {name} is under way: an attempt before this one made it")
             word = _follow(jobs, name, mailbox, train)
             mailbox.take(WORD.format(number=0), targets)
         finally:
             jobs.delete(name)
-            mailbox.clear()
+            _clear(mailbox)
     metrics: dict[str, float | None] = word["metrics"]
     return metrics
 
 
-def backend(train: Train) -> TrainJobs:
+def check(train: Train, store: str) -> TrainJobs:
     """Where the recipe wants TrainJobs to run.
 
     Raises:
-        UserError: it cannot be reached, or lacks what the recipe names.
+        UserError: it cannot be reached, or lacks what the recipe names, or cannot see the store.
     """
     if train.backend == "process":
         from vapo.train.here import Here
 
         return Here(train.runtime)
-    return Cluster(train.runtime, train.namespace)
-
-
-def _check_store(store: str, train: Train) -> None:
-    if train.backend == "kubernetes" and urlsplit(store).scheme not in ("s3", "minio"):
+    if urlsplit(store).scheme not in BUCKETS:
         raise UserError(
-            f"train.nodes {train.nodes}: the store {store!r} is a folder, and other nodes cannot see it: set the "
-            "store to s3://bucket/prefix or minio://bucket/prefix, or train.nodes to 1"
+            f"train.nodes {train.nodes}: the store {store!r} is a folder, and other nodes cannot see it: set "
+            "runtime.store to s3://bucket/prefix or minio://bucket/prefix, or train.nodes to 1"
         )
+    return Cluster(train.runtime, train.namespace)
 
 
 def _python(train: Train) -> str:
@@ -138,7 +135,7 @@ def _follow(jobs: TrainJobs, name: str, mailbox: Mailbox, train: Train) -> dict[
     over = threading.Event()
     log = threading.Thread(target=_print_log, args=(jobs, name, over), daemon=True)
     log.start()
-    begun = answered = time.monotonic()
+    begun = answered = read = time.monotonic()
     waited_for = ""
     while True:
         state = waits_for = ""
@@ -149,10 +146,16 @@ def _follow(jobs: TrainJobs, name: str, mailbox: Mailbox, train: Train) -> dict[
         except (RuntimeError, TimeoutError):
             if time.monotonic() - answered > UNANSWERED:
                 raise
-        words = _words(mailbox, train.nodes)
+        try:
+            words = _words(mailbox)
+            read = time.monotonic()
+        except UserError:
+            if time.monotonic() - read > UNANSWERED:
+                raise
+            words = {}
         if _bad(words):
             time.sleep(AFTERTHOUGHT)
-            raise _failure(_bad(_words(mailbox, train.nodes)))
+            raise _failure(_bad(_words(mailbox)))
         if 0 in words:
             over.set()
             log.join(LAST_LINES)
@@ -172,9 +175,10 @@ def _follow(jobs: TrainJobs, name: str, mailbox: Mailbox, train: Train) -> dict[
         time.sleep(jobs.pause)
 
 
-def _words(mailbox: Mailbox, nodes: int) -> dict[int, dict[str, Any]]:
-    found = {number: mailbox.get(WORD.format(number=number)) for number in range(nodes)}
-    return {number: word for number, word in found.items() if word is not None}
+def _words(mailbox: Mailbox) -> dict[int, dict[str, Any]]:
+    """The last words of nodes that have come to an end, by the nodes' numbers."""
+    found = {name: mailbox.get(name) for name in mailbox.names() if name != JOB}
+    return {int(name.removeprefix(WORD.format(number=""))): word for name, word in found.items() if word is not None}
 
 
 def _bad(words: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -187,6 +191,14 @@ def _failure(words: list[dict[str, Any]]) -> Exception:
     if first["user"]:
         return UserError(first["message"])
     return RuntimeError(f"node {first['node']} failed: {first['message']}")
+
+
+def _clear(mailbox: Mailbox) -> None:
+    """Take the job's things out of the store; that they stay there is no reason to lose its result."""
+    try:
+        mailbox.clear()
+    except UserError as error:
+        _say(f"TrainJob {mailbox.job}: its inputs stay in the store: {error}")
 
 
 def _without_a_word(jobs: TrainJobs, name: str, state: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from vapo.errors import UserError
 CREATED, RUNNING, COMPLETE, FAILED, GONE = "Created", "Running", "Complete", "Failed", "Gone"
 NODE = "node"  # what the Trainer calls the replicated job, its container and (node-0, node-1, ...) the steps
 SECRETS = "/var/run/secrets/vapo"  # where a node finds the Secret's keys as files, each named like a variable
+PASSED = ("AWS_ENDPOINT_URL", "AWS_REGION", "MINIO_ENDPOINT", "MINIO_REGION")  # to the nodes: none is secret
 LABELS = {"app.kubernetes.io/managed-by": "vapo", "app.kubernetes.io/part-of": "vapo"}
 RUN_LABEL = "pipeline/runid"  # Kubeflow Pipelines puts it on every pod of a run
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -97,6 +99,8 @@ class Cluster:
             from kubernetes.config import ConfigException
         except ModuleNotFoundError:
             raise missing_sdk() from None
+        # It warns where an account may not read a ConfigMap of the Trainer's own namespace, and hardly one may.
+        logging.getLogger("kubeflow.trainer.backends.kubernetes.backend").setLevel(logging.ERROR)
         try:
             self.client = TrainerClient(KubernetesBackendConfig(namespace=namespace or None))
         except ConfigException as error:
@@ -125,8 +129,9 @@ class Cluster:
             )
         if status in (401, 403):
             return UserError(
-                f"this account may not read training runtimes ({said(error)}): give the service account of the "
-                "pipeline the Role of docs/decisions/0010-several-nodes.md"
+                f"the account of this stage may not read training runtimes ({said(error)}): let it get and list "
+                "trainingruntimes and clustertrainingruntimes, get, create, patch and delete trainjobs, get and list "
+                "pods, and get pods/log"
             )
         if status == 404:
             try:
@@ -153,7 +158,7 @@ class Cluster:
             image=wanted.image or self._own_image(pod),
             num_nodes=wanted.nodes,
             resources_per_node=dict(wanted.resources) or None,
-            env={"PYTHONUNBUFFERED": "1"},
+            env={"PYTHONUNBUFFERED": "1", **{name: os.environ[name] for name in PASSED if name in os.environ}},
         )
         chosen = [
             options.Name(wanted.name),
