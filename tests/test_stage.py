@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -237,7 +238,7 @@ def test_a_stage_leaves_when_nobody_reads_its_output_any_more() -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.5)
         process.stdout.close()
-        assert process.wait(timeout=5.0) == 1
+        assert process.wait(timeout=5.0) == -signal.SIGTERM
     finally:
         process.kill()
         process.wait()
