@@ -14,6 +14,7 @@ from vapo.store.objects import Corrupted, name_of
 
 PART = 8 << 20  # bytes of a part: up to PARTS_AT_ONCE + 1 of each file that is on its way are in memory
 PARTS_AT_ONCE = 3  # of one file
+MOST_PARTS = 10_000  # of one file, by S3's rules: beyond 84 GB parts are larger
 BLOCK = 256 << 10  # bytes that pass from the network to the disk and from there to the digest at a time
 MOST_BREAKS = 5  # of the connection within one part
 
@@ -62,7 +63,7 @@ class S3Store:
                     self._key(entry),
                     file,
                     entry.bytes,
-                    part_size=PART,
+                    part_size=max(PART, -(-entry.bytes // MOST_PARTS)),
                     num_parallel_uploads=PARTS_AT_ONCE,
                 )
             except S3Error as error:
