@@ -33,6 +33,7 @@ from vapo.progress import ATTENDED, parse
 from vapo.recipe import Recipe
 from vapo.schemas import HISTORY
 from vapo.tables import read_table, write_text
+from vapo.train.installed import check_installed
 
 COLOURS = re.compile(r"\x1b\[\d*m")  # kfp.local writes them whatever the output is
 
@@ -50,9 +51,10 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
     """Execute the training pipeline; what is complete in the working directory's cache is not done again.
 
     Raises:
-        UserError: a stage met something the user can cure.
+        UserError: a stage met something the user can cure, or what [train] asks for is not installed.
         StageFailed: a stage failed otherwise.
     """
+    check_installed(recipe.train)
     folder = workdir.run_folder(recipe)
     with locked(folder):
         history, watch = _run(recipe, training_pipeline, folder, workdir, console, warm)

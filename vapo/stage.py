@@ -127,19 +127,21 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     from vapo.lineage import write_record
     from vapo.store import sha256_of
     from vapo.tables import write_text
+    from vapo.train.installed import check_installed
+    from vapo.train.launch import launch
 
     emit("start", stage=job.stage, **_where(job))
     stage = STAGES[job.stage]
     function = getattr(importlib.import_module(stage.module), stage.function)
     section = getattr(recipe, stage.section).model_validate_json(job.section or "{}")
+    if isinstance(section, recipe.TrainingSection):
+        check_installed(section.train)
     for name, source in job.inputs.items():
         _verify(name, source)
     work_started, clock = time.time(), time.monotonic()
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}
     targets = {name: Path(path) for name, path in job.outputs.items() if name != METRICS}
     if isinstance(section, recipe.TrainingSection) and not section.train.in_process:
-        from vapo.train.launch import launch
-
         found = launch(job.stage, section, {**paths, **targets}, job.parameters)
     else:
         found = function(section, **paths, **targets, **job.parameters)
