@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.outside import files_of
+from pipelines.stores import opened
 from pipelines.workdir import Workdir
 from vapo.errors import UserError
 from vapo.lineage import FILE as RECORD
@@ -35,7 +36,8 @@ def evaluation_recipe(
     made_by = None
     if (workdir.root / model / "recipe.json").is_file():
         made_by = read_resolved(workdir.root / model / "recipe.json")
-        path = _policy_of(workdir, model, iteration)
+        with opened(made_by.runtime.store, workdir):
+            path = _policy_of(workdir, model, iteration)
     elif not Path(model).is_dir():
         raise UserError(
             f"model {model!r}: no folder of that name, and no run in {workdir.root}: there are "

@@ -23,6 +23,7 @@ from rich.console import Console
 import vapo
 from pipelines.compiling import compile_pipeline, stages_of
 from pipelines.standalone import evaluation_pipeline
+from pipelines.stores import environ, opened
 from pipelines.tensorboard import EventFile, write_events
 from pipelines.training import training_pipeline
 from pipelines.watching import Task, Watch, evaluation_table, iterations_table, last_accuracy, overhead_table
@@ -56,8 +57,8 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
     """
     check_installed(recipe.train)
     folder = workdir.run_folder(recipe)
-    with locked(folder):
-        history, watch = _run(recipe, training_pipeline, folder, workdir, console, warm)
+    with locked(folder), opened(recipe.runtime.store, workdir) as store:
+        history, watch = _run(recipe, training_pipeline, folder, workdir, store, console, warm)
         write_events(folder / "tensorboard", history)
     console.print(iterations_table(history))
     accuracy = [row["value"] for row in history if (row["stage"], row["name"]) == ("evaluation", "accuracy")]
@@ -69,8 +70,8 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
 def evaluate(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True) -> Finished:
     """Execute the evaluation pipeline of a recipe, likewise; raises what `run` does."""
     folder = workdir.evaluation_folder(recipe)
-    with locked(folder):
-        history, watch = _run(recipe, evaluation_pipeline, folder, workdir, console, warm)
+    with locked(folder), opened(recipe.runtime.store, workdir) as store:
+        history, watch = _run(recipe, evaluation_pipeline, folder, workdir, store, console, warm)
     console.print(evaluation_table(history))
     _summary(console, watch, f"accuracy {last_accuracy(history)}", folder)
     return Finished(folder, history, watch.tasks)
@@ -81,6 +82,7 @@ def _run(
     pipeline_of: Callable[[Recipe], BaseComponent],
     folder: Path,
     workdir: Workdir,
+    store: str,
     console: Console,
     warm: bool,
 ) -> tuple[list[dict[str, Any]], Watch]:
@@ -98,7 +100,7 @@ def _run(
             events = EventFile(folder / "tensorboard")
             with Watch(console, stages_of(ir), folder.name, console.is_terminal, events.add) as watch:
                 try:
-                    outputs = _execute(ir, workdir, folder / "log.txt", watch)
+                    outputs = _execute(ir, workdir, store, folder / "log.txt", watch)
                 finally:
                     events.close()
         shutil.copyfile(outputs["page"].path, folder / "report.html")
@@ -114,7 +116,7 @@ def local_image() -> str:
     return f"python-vapo:{vapo.__version__}-{digest.hexdigest()[:12]}"
 
 
-def _execute(ir: str, workdir: Workdir, log: Path, watch: Watch) -> dict[str, Any]:
+def _execute(ir: str, workdir: Workdir, store: str, log: Path, watch: Watch) -> dict[str, Any]:
     from kfp import components, local
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
@@ -128,7 +130,7 @@ def _execute(ir: str, workdir: Workdir, log: Path, watch: Watch) -> dict[str, An
     with log.open("w", encoding="utf-8", errors="replace") as file:
         try:
             with redirect_stdout(_Tee(file, watch)), _cache_hits(watch):
-                task = pipeline(store=str(workdir.store))
+                task = pipeline(store=store)
         except Exception as error:
             raise _explained(error, watch, log) from error
     outputs: dict[str, Any] = task.outputs
@@ -194,21 +196,6 @@ class _Tee(io.TextIOBase):
             self.file.flush()
         except OSError:
             return  # a full disk must not hide the event that says so
-
-
-@contextmanager
-def environ(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the stages' processes, as they were before afterwards."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

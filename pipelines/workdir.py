@@ -22,7 +22,8 @@ class Workdir:
 
     RUN/recipe.json, pipeline.yaml, log.txt, report.html, tensorboard/ are a person's, and so are evaluations/NAME/;
     .vapo/ holds what all share: artifacts/ (kfp's), cache/ (kfp's), store/ (checkpoint objects), models/ (links to
-    them, as folders that Hugging Face reads).
+    them, as folders that Hugging Face reads), and where checkpoints go to S3 objects/ (those that were read lately) and
+    server/ (the embedded server's data, log and credentials).
 
     Raises:
         UserError: the directory was made by another version of this layout.
@@ -31,8 +32,8 @@ class Workdir:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.shared = self.root / ".vapo"
-        self.artifacts, self.cache, self.store, self.models = (
-            self.shared / name for name in ("artifacts", "cache", "store", "models")
+        self.artifacts, self.cache, self.store, self.models, self.objects, self.server = (
+            self.shared / name for name in ("artifacts", "cache", "store", "models", "objects", "server")
         )
         marker = self.shared / "format.json"
         if marker.is_file():

@@ -34,15 +34,15 @@ MARK = "VAPO_TEST_MARK"  # environment variable by which the processes of one ru
 
 def environment(mark: str = "") -> dict[str, str]:
     """The environment of a run: this source tree, a secret that must not leak, no warm worker of another run."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("VAPO_WORKER", "TERM", "COLUMNS")}
+    inherited = {k: v for k, v in os.environ.items() if k not in ("VAPO_WORKER", "VAPO_CACHE", "TERM", "COLUMNS")}
     secrets = {"AWS_SECRET_ACCESS_KEY": SECRET, "MINIO_SECRET_KEY": SECRET, "HF_TOKEN": SECRET}
     return {**inherited, **secrets, "PYTHONPATH": str(ROOT), MARK: mark or uuid.uuid4().hex}
 
 
-def vapo(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`vapo ARGUMENTS`, to its end."""
+def vapo(*arguments: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`vapo ARGUMENTS`, to its end, with more environment variables."""
     command = [sys.executable, "-m", "vapo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment())
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment() | variables)
 
 
 def assert_one_line(stderr: str, *parts: str) -> None:

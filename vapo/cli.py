@@ -26,6 +26,15 @@ Where = Annotated[Path, typer.Option("--workdir", file_okay=False, help="where r
 SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="leave rows of the problem files out that are wrong; they are listed")
 ]
+Store = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="where checkpoints go, runtime.store: a folder, s3://bucket/prefix, minio://bucket/prefix, or s3 for a "
+        "server started here",
+        metavar="URI",
+    ),
+]
 WORKDIR = Path("runs")
 SKIP_BAD_ROWS = "problems.skip_bad_rows=true"
 
@@ -48,6 +57,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="forget the working directory's cache first")] = False,
     cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
     skip_bad_rows: SkipBadRows = False,
+    store: Store = "",
 ) -> None:
     """Run the whole pipeline on this machine, with progress and a report at the end.
 
@@ -61,9 +71,9 @@ def run(
 
     if not recipe and not resume:
         raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
-    if not recipe and (set_ or skip_bad_rows):
+    if not recipe and (set_ or skip_bad_rows or store):
         raise UserError("--set needs a RECIPE: --resume alone continues the interrupted run as it was")
-    settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else [])]
+    settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else []), *_store(store)]
     resolved = load_recipe(recipe, settings) if recipe else None
     place = Workdir(workdir)
     if fresh:
@@ -133,6 +143,7 @@ def evaluate(
     workdir: Where = WORKDIR,
     cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
     skip_bad_rows: SkipBadRows = False,
+    store: Store = "",
 ) -> None:
     """Measure a model: avg@k, pass@k and cons@k with confidence intervals, overall and per family of problems.
 
@@ -154,8 +165,15 @@ def evaluate(
     place = Workdir(workdir)
     if skip_bad_rows:
         settings.append(SKIP_BAD_ROWS)
+    settings += _store(store)
     recipe = evaluation_recipe(model, problems, place, [*settings, *(set_ or [])], iteration=iteration)
     evaluate_locally(recipe, place, console(), warm=not cold)
+
+
+def _store(store: str) -> list[str]:
+    """The setting that --store is; a folder's path is made whole, since a run can be continued from elsewhere."""
+    folder = store and store != "s3" and "://" not in store
+    return [f"runtime.store={Path(store).resolve() if folder else store}"] if store else []
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 KEY = "vapo"
 ATTENDED = "VAPO_ATTENDED"  # environment variable: a run on this machine reads what the stages print
+PATIENCE = 30.0
 
 
 def emit(event: str, **fields: Any) -> None:
@@ -25,15 +27,25 @@ def emit(event: str, **fields: Any) -> None:
 
 
 def leave_with_reader() -> None:
-    """From now on end this process when nobody reads its standard output any more: the run that started it is gone."""
+    """From now on end this process when nobody reads its standard output any more: the run that started it is gone.
+
+    It ends as by SIGTERM: a stage that has something elsewhere, such as a job on a cluster, takes that with it.
+    """
 
     def watch() -> None:
         pipe = select.poll()
         pipe.register(1, 0)  # nothing but its breaking
         pipe.poll()
-        os._exit(1)
+        end_this_process()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def end_this_process() -> None:
+    """SIGTERM to itself; should something keep it from ending, it ends for all that after PATIENCE seconds."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os._exit(1)
 
 
 def parse(line: str) -> dict[str, Any] | None:

@@ -229,6 +229,22 @@ class Train(Section):
         min_length=1,
         description="layers that get adapters; the critic's value head is always trained whole",
     )
+    backend: Literal["kubernetes", "process"] = Field(
+        "kubernetes",
+        description="where the nodes are: pods of a TrainJob; process: processes of this machine, to try it",
+    )
+    runtime: str = Field("torch-distributed", min_length=1, description="the TrainJob's (Cluster)TrainingRuntime")
+    namespace: str = Field("", description="of the TrainJob; empty: the stage's own")
+    image: str = Field("", description="of the nodes; empty: the stage's own")
+    resources: dict[str, str | int] = Field(
+        {}, description="of each node, say {cpu = 16, memory = '200Gi', 'nvidia.com/gpu' = 8}; empty: the runtime's"
+    )
+    secret: str = Field(
+        "", description="name of a Secret whose keys are the nodes' variables, say AWS_ACCESS_KEY_ID; empty: none"
+    )
+    queue: str = Field("", description="Kueue's LocalQueue for the TrainJob; empty: none")
+    start_limit: int = Field(0, ge=0, description="seconds that the nodes may wait for room; 0: as long as it takes")
+    time_limit: int = Field(0, ge=0, description="seconds after which the cluster ends the TrainJob; 0: none")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -371,6 +387,21 @@ class Runtime(Section):
 
     image: str = Field(f"vapo:{__version__}", min_length=1, description="the image of every stage on a cluster")
     threads: int = Field(0, ge=0, description="CPU threads of a stage; 0: all there are")
+    store: str = Field(
+        "",
+        description="where checkpoints lie: a folder, s3://bucket/prefix, minio://bucket/prefix, or s3: a server that "
+        "`vapo run` starts; empty: a folder of the working directory. Credentials are in the environment alone",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        scheme, _, rest = self.store.rpartition("://")
+        if scheme and "@" in rest.partition("/")[0]:
+            raise ValueError(
+                f"runtime.store = {scheme}://...: it must not hold credentials, since recipes are written down: set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for minio:// MINIO_ACCESS_KEY and MINIO_SECRET_KEY"
+            )
+        return self
 
 
 class Recipe(Section):
@@ -403,6 +434,11 @@ class Recipe(Section):
         for name in ("value_pretraining", "advantages", "ppo_update"):
             if getattr(self, name).train != Train():
                 raise ValueError(f"{name}.train is filled from the section [train]: set the keys there")
+        if self.train.nodes > 1 and self.train.backend == "kubernetes" and "://" not in self.runtime.store:
+            raise ValueError(
+                f"train.nodes {self.train.nodes} with runtime.store {self.runtime.store!r}: the nodes cannot see this "
+                "machine's: set runtime.store to s3://bucket/prefix or minio://bucket/prefix, or train.nodes to 1"
+            )
         responses = (self.advantages.keep_groups or self.rollout.prompts) * self.rollout.samples
         if self.ppo_update.mini_batch > responses:
             raise ValueError(

@@ -128,11 +128,9 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     from vapo.store import sha256_of
     from vapo.tables import write_text
     from vapo.train.installed import check_installed
-    from vapo.train.launch import launch
 
     emit("start", stage=job.stage, **_where(job))
     stage = STAGES[job.stage]
-    function = getattr(importlib.import_module(stage.module), stage.function)
     section = getattr(recipe, stage.section).model_validate_json(job.section or "{}")
     if isinstance(section, recipe.TrainingSection):
         check_installed(section.train)
@@ -142,8 +140,11 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}
     targets = {name: Path(path) for name, path in job.outputs.items() if name != METRICS}
     if isinstance(section, recipe.TrainingSection) and not section.train.in_process:
-        found = launch(job.stage, section, {**paths, **targets}, job.parameters)
+        from vapo.train.launch import launch
+
+        found = launch(job.stage, section, paths, targets, job.parameters)
     else:
+        function = getattr(importlib.import_module(stage.module), stage.function)
         found = function(section, **paths, **targets, **job.parameters)
     seconds = time.monotonic() - clock
     metrics = {name: float(value) for name, value in found.items() if value is not None}

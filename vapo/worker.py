@@ -20,6 +20,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from vapo.progress import end_this_process
+
 ADDRESS = "VAPO_WORKER"  # environment variable with the path of the worker's socket
 
 
@@ -126,9 +128,9 @@ def _child(connection: socket.socket) -> None:
 
 
 def _leave_with(connection: socket.socket) -> None:
-    """End this child when the process that asked is gone: its end of the socket closes."""
+    """End this child, as by SIGTERM, when the process that asked is gone: its end of the socket closes."""
     if not connection.recv(1):
-        os._exit(1)
+        end_this_process()
 
 
 def _read_line(connection: socket.socket) -> bytes:

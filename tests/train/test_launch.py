@@ -37,11 +37,11 @@ def estimate(world: World, name: str = "experience", train: Train = TWO) -> dict
     return execute(asdict(Job("advantages", section, {"iteration": 1}, inputs, outputs, time.time())))
 
 
-def update_paths(world: World) -> dict[str, Path]:
-    """Paths of an update of the world's models."""
+def update_paths(world: World) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Inputs and outputs of an update of the world's models."""
     new = {f"new_{kind}": world.root / f"next_{kind}" for kind in ("policy", "critic")}
     names = ("rollouts", "rewards", "experience", "policy", "critic")
-    return {**{name: world.root / name for name in names}, "reference": world.policy, **new}
+    return {**{name: world.root / name for name in names}, "reference": world.policy}, new
 
 
 def test_a_stage_on_two_ranks_is_told_once(world: World, capfd: pytest.CaptureFixture[str]) -> None:
@@ -62,10 +62,11 @@ def test_the_users_error_is_one_line(world: World, capfd: pytest.CaptureFixture[
     estimate(world, train=Train())
     world.new_policy("policy2", seed=5)
     capfd.readouterr()
-    paths = {**update_paths(world), "policy": world.root / "policy2"}
+    inputs, outputs = update_paths(world)
+    inputs["policy"] = world.root / "policy2"
     parameters = {"iteration": 1, "seed": 0, "store": world.objects}
     with pytest.raises(UserError, match=r"^the critic was trained for policy \w{12}, this policy is \w{12}: [^\n]*$"):
-        launch("ppo_update", PpoUpdate(train=TWO), paths, parameters)
+        launch("ppo_update", PpoUpdate(train=TWO), inputs, outputs, parameters)
     out, err = capfd.readouterr()
     assert "Traceback" not in out + err
     assert "torchrun" not in out + err
@@ -73,9 +74,10 @@ def test_the_users_error_is_one_line(world: World, capfd: pytest.CaptureFixture[
 
 
 def test_another_error_comes_with_its_ranks_traceback(world: World, capfd: pytest.CaptureFixture[str]) -> None:
-    paths = {name: world.root / name for name in ("rollouts", "rewards", "critic", "experience")}
+    inputs = {name: world.root / name for name in ("rollouts", "rewards", "critic")}
+    outputs, parameters = {"experience": world.experience}, {"iteration": 1, "nonsense": 1}
     with pytest.raises(RuntimeError, match=r"^rank [01] failed: TypeError: [^\n]* keyword argument 'nonsense'$"):
-        launch("advantages", Advantages(train=TWO), paths, {"iteration": 1, "nonsense": 1})
+        launch("advantages", Advantages(train=TWO), inputs, outputs, parameters)
     err = capfd.readouterr()[1]
     assert err.count("Traceback") == 1
     assert "in _run" in err
@@ -89,7 +91,8 @@ from vapo.recipe import ValuePretraining
 from vapo.train.launch import launch
 paths = {name: Path(path) for name, path in json.loads(sys.argv[2]).items()}
 section = ValuePretraining.model_validate_json(sys.argv[1])
-launch("value_pretraining", section, paths, {"seed": 0, "store": sys.argv[3]})
+outputs = {name: paths.pop(name) for name in ("critic", "pretraining")}
+launch("value_pretraining", section, paths, outputs, {"seed": 0, "store": sys.argv[3]})
 """
 
 

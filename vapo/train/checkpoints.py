@@ -6,8 +6,6 @@ Each rank stores its own files, and rank 0 writes the manifest when all have: a 
 from __future__ import annotations
 
 import gc
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,7 @@ from torch import Tensor
 from vapo import recipe
 from vapo.errors import UserError
 from vapo.seeds import derive
-from vapo.store import FORMAT, OPTIMIZER, Manifest, StoredFile, save_checkpoint
-from vapo.tables import write_text
+from vapo.store import OPTIMIZER, Manifest, StoredFile, save_checkpoint, store_files, write_manifest
 from vapo.train.engine import Engine, engine_of
 from vapo.train.lora import add_adapters, merged
 from vapo.train.models import Checkpoint, Forward, critic_from_policy, load_critic, load_policy, write_model
@@ -100,32 +97,10 @@ def save(folder: Path, manifest: Path, *, kind: str, store: str, facts: dict[str
         return save_checkpoint(folder, manifest, store=store, kind=kind, facts=facts)
     own = [vars(file) for file in store_files(folder, store)]
     files = tuple(StoredFile(**file) for files in told(own) for file in files)
-    saved = Manifest(kind, store, files, facts)
     if rank() == 0:
         write_manifest(manifest, kind, store, files, facts)
     told("written")  # nobody goes on before it is there
-    return saved
-
-
-def store_files(folder: Path, store: str) -> tuple[StoredFile, ...]:
-    """Put every file under `folder` into the store."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return save_checkpoint(folder, Path(scratch) / "part", store=store, kind="part", facts={}).files
-
-
-def write_manifest(path: Path, kind: str, store: str, files: tuple[StoredFile, ...], facts: dict[str, Any]) -> None:
-    """Write the manifest of files that are in the store."""
-    saved = Manifest(kind, store, files, facts)
-    entries = [vars(file) for file in files]
-    document = {
-        "format": FORMAT,
-        "kind": kind,
-        "digest": saved.digest,
-        "store": store,
-        "files": entries,
-        "facts": facts,
-    }
-    write_text(path, json.dumps(document, indent=1, sort_keys=True) + "\n")
+    return Manifest(kind, store, files, facts)
 
 
 def _link(base: Path, target: Path) -> None:

@@ -26,17 +26,27 @@ KEEPER = "VAPO_RANKS_KEPT"  # environment variable: standard input breaks when w
 
 
 def launch(
-    stage: str, section: TrainingSection, paths: Mapping[str, Path], parameters: Mapping[str, Any]
+    stage: str,
+    section: TrainingSection,
+    inputs: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    parameters: Mapping[str, Any],
 ) -> dict[str, float | None]:
-    """Run a training stage over `section.train.ranks` processes; returns its metrics.
+    """Run a training stage over `section.train.ranks` processes, on so many nodes; returns its metrics.
+
+    A stage without a store, which writes no checkpoint, stays on one node: what it does is small.
 
     Raises:
         UserError: a rank met something the user can cure, in its words.
         RuntimeError: a rank failed otherwise, or was killed; its traceback is on standard error.
     """
+    if section.train.nodes > 1 and "store" in parameters:
+        from vapo.train import nodes
+
+        return nodes.launch(stage, section, inputs, outputs, parameters)
     with tempfile.TemporaryDirectory(prefix="vapo-ranks-") as scratch:
-        job = write_job(Path(scratch), stage, section, paths, parameters)
-        run_ranks(command(section.train.ranks, job), job.parent)
+        job = write_job(Path(scratch), stage, section, {**inputs, **outputs}, parameters)
+        run_ranks(command(section.train.ranks, job), job.parent, GLOO_SOCKET_IFNAME="lo")
         return read_result(job.parent)
 
 
@@ -90,14 +100,17 @@ def raise_first_error(folder: Path, torchrun: str) -> NoReturn:
     raise RuntimeError(f"rank {first['rank']} failed: {first['message']}" if first else "a rank ended without a word")
 
 
-def run_ranks(command: list[str], folder: Path) -> None:
+def run_ranks(command: list[str], folder: Path, **variables: str) -> None:
     """Run the ranks to their end. What they print goes where this process prints; torchrun's own words are kept back.
+
+    Args:
+        variables: environment variables of the ranks beside this process's.
 
     Raises:
         UserError, RuntimeError: see `launch`.
     """
     with (folder / "torchrun.txt").open("w+", encoding="utf-8") as words:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=words, env=_environment())
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=words, env=environment(variables))
         try:
             status = process.wait()
         finally:
@@ -107,12 +120,12 @@ def run_ranks(command: list[str], folder: Path) -> None:
             raise_first_error(folder, words.read())
 
 
-def _environment() -> dict[str, str]:
-    """Of the ranks: this source tree, loopback, and the cores shared among them unless threads are set."""
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Of the ranks: this source tree, and the cores shared among them unless threads are set."""
     root = str(Path(vapo.__file__).parent.parent)
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-    own = {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    return {**os.environ, **own, KEEPER: "1"}
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    return {**os.environ, **own, **variables, KEEPER: "1"}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

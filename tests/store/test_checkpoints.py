@@ -152,9 +152,7 @@ def test_a_file_uri_is_a_folder(tmp_path: Path) -> None:
     assert open_checkpoint(read_manifest(tmp_path / "policy.json", "policy"), tmp_path / "opened").is_dir()
 
 
-@pytest.mark.parametrize("store", ["s3://bucket/prefix", "minio://bucket", "https://host/x"])
-def test_other_stores_are_refused(tmp_path: Path, store: str) -> None:
-    with pytest.raises(UserError, match="only folders and file:// are supported") as error:
-        save(tmp_path, store=store)
-    assert repr(store) in str(error.value)
+def test_other_stores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="store 'https://host/x': give a folder, file:///folder, s3://bucket/prefix or"):
+        save(tmp_path, store="https://host/x")
     assert not (tmp_path / "policy.json").exists()
