@@ -87,7 +87,7 @@ def test_only_the_changed_shard_is_uploaded(place: Place, capsys: pytest.Capture
 
 def test_equal_files_of_a_checkpoint_are_uploaded_once(place: Place) -> None:
     received = place.received()
-    saved = place.save({name: b"x" * 100_000 for name in "abcdef"})
+    saved = place.save(dict.fromkeys("abcdef", b"x" * 100000))
     assert place.received() - received == 100_000
     assert len(content(open_checkpoint(saved, place.root / "opened"))) == 6
 

@@ -121,7 +121,7 @@ def run_ranks(command: list[str], folder: Path, **variables: str) -> None:
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Of the ranks: this source tree, and the cores shared among them unless threads are set."""
+    """Of the ranks: this source tree, and one thread for each unless threads are set."""
     root = str(Path(vapo.__file__).parent.parent)
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     own = {"PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
