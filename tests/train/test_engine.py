@@ -80,6 +80,7 @@ def test_turns_of_all_ranks_cover_every_row_once_in_step(
             found += [row for turn in turns if turn.counts for row in turn.batch.rows]
             numbers.append([(turn.most_tokens, turn.last) for turn in turns])
             assert all(len(turn.batch) <= turn.most_tokens for turn in turns)
+            assert all(len(turn.batch.rows) == 1 for turn in turns if not turn.counts)  # the least that keeps step
         assert sorted(found) == ALL.tolist()
         if in_step:
             assert numbers == [numbers[0]] * count
