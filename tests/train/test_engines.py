@@ -42,6 +42,7 @@ FP32: dict[str, dict[str, Any]] = {
 }
 BF16 = {f"bf16-{stage}": {**ZERO[f"zero{stage}"], "dtype": "bf16"} for stage in (1, 2, 3)}
 RESUMED = {"torch": {}, "zero2": ZERO["zero2"], "zero3": ZERO["zero3"], "bf16-2": BF16["bf16-2"]}
+OVERFLOW = ("torch", "zero0", "zero1", "zero2")  # ZeRO-3 adds its norm's squares up in float64, where they fit
 LORA = {"lora_rank": 2, "lora_alpha": 8}
 # Three steps of 5, 5 and 2 rows, ragged, in up to five micro-batches each: the ranks have different numbers of them.
 SEVERAL: dict[str, Any] = {"mini_batch": 5, "warmup_steps": 2, "token_budget": 60, "value_clip": 0.2, "kl_coef": 0.1}
@@ -171,7 +172,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bench.update("lora-alone", LORA, SEVERAL, alone=True)
     bench.update("lora-torch", LORA, SEVERAL)
     bench.update("lora-zero3", {**LORA, **ZERO["zero3"]}, SEVERAL)
-    for name in ("torch", *ZERO):
+    for name in OVERFLOW:
         bench.update(f"huge-{name}", FP32[name], AT_ONCE)
     root, parameters = bench.world.root, {"seed": 0, "store": bench.world.objects}
     for name, train in (("torch", {}), ("zero1", ZERO["zero1"]), ("zero3", ZERO["zero3"])):
@@ -201,7 +202,7 @@ def test_two_ranks_take_the_steps_of_one(bench: Bench, name: str) -> None:
         torch.testing.assert_close(bench.weights(f"several-{name}-{kind}"), whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["torch", *ZERO])
+@pytest.mark.parametrize("name", OVERFLOW)
 def test_a_gradient_that_is_not_finite_is_refused(bench: Bench, name: str) -> None:
     """Every loss is finite, but the norm overflows: nothing is saved, and the step and rollouts are named."""
     refused = bench.metrics(f"huge-{name}")["refused"]
