@@ -34,6 +34,7 @@ from vapo.recipe import Recipe
 from vapo.rollout.installed import check_installed
 from vapo.schemas import HISTORY
 from vapo.tables import read_table, write_text
+from vapo.train.installed import check_installed
 
 COLOURS = re.compile(r"\x1b\[\d*m")  # kfp.local writes them whatever the output is
 
@@ -51,9 +52,10 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
     """Execute the training pipeline; what is complete in the working directory's cache is not done again.
 
     Raises:
-        UserError: a stage met something the user can cure.
+        UserError: a stage met something the user can cure, or what [train] asks for is not installed.
         StageFailed: a stage failed otherwise.
     """
+    check_installed(recipe.train)
     folder = workdir.run_folder(recipe)
     with locked(folder), opened(recipe.runtime.store, workdir) as store:
         history, watch = _run(recipe, training_pipeline, folder, workdir, store, console, warm)

@@ -151,10 +151,13 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     from vapo.partial import partial_folder
     from vapo.store import sha256_of
     from vapo.tables import write_text
+    from vapo.train.installed import check_installed
 
     emit("start", stage=job.stage, **_where(job))
     stage = STAGES[job.stage]
     section = getattr(recipe, stage.section).model_validate_json(job.section or "{}")
+    if isinstance(section, recipe.TrainingSection):
+        check_installed(section.train)
     inputs = {name: {**source, "sha256": _verified(name, source)} for name, source in job.inputs.items()}
     work_started, clock = time.time(), time.monotonic()
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from vapo.train.advantages import advantages
 from vapo.train.ppo_update import ppo_update
 from vapo.train.value_pretraining import value_pretraining
 
-from .conftest import World
+from .conftest import LENGTHS, World
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed", reason="pip install 'vapo[deepspeed]'")
@@ -41,6 +42,7 @@ FP32: dict[str, dict[str, Any]] = {
 }
 BF16 = {f"bf16-{stage}": {**ZERO[f"zero{stage}"], "dtype": "bf16"} for stage in (1, 2, 3)}
 RESUMED = {"torch": {}, "zero2": ZERO["zero2"], "zero3": ZERO["zero3"], "bf16-2": BF16["bf16-2"]}
+OVERFLOW = ("torch", "zero0", "zero1", "zero2")  # ZeRO-3 adds its norm's squares up in float64, where they fit
 LORA = {"lora_rank": 2, "lora_alpha": 8}
 # Three steps of 5, 5 and 2 rows, ragged, in up to five micro-batches each: the ranks have different numbers of them.
 SEVERAL: dict[str, Any] = {"mini_batch": 5, "warmup_steps": 2, "token_budget": 60, "value_clip": 0.2, "kl_coef": 0.1}
@@ -70,9 +72,13 @@ class Bench:
         self.world = World(root)
         self.world.new_policy("policy", 0)
         self.world.new_critic("critic", "policy")
-        for name, lengths in (("ragged", None), ("distinct", DISTINCT)):
-            self.world.write_rollouts(*([lengths] if lengths else []))
-            self.estimate(name, without_advantages=name == "distinct")
+        for name, lengths, advantage in (
+            ("ragged", LENGTHS, None),
+            ("distinct", DISTINCT, 0.0),
+            ("huge", LENGTHS, 1e30),
+        ):
+            self.world.write_rollouts(lengths)
+            self.estimate(name, advantage)
             for table in ("rollouts", "rewards"):
                 shutil.move(root / table, root / f"{name}-{table}")
         self.calls: list[dict[str, Any]] = []
@@ -80,22 +86,24 @@ class Bench:
     def tables(self, name: str) -> dict[str, Path]:
         return {table: self.world.root / f"{name}-{table}" for table in ("rollouts", "rewards")}
 
-    def estimate(self, name: str, *, without_advantages: bool) -> None:
-        """EXPERIENCE of the world's rollouts."""
+    def estimate(self, name: str, advantage: float | None) -> None:
+        """EXPERIENCE of the world's rollouts; `advantage`: every token's, instead of GAE's."""
         tables = {table: self.world.root / table for table in ("rollouts", "rewards")}
         path = self.world.root / f"{name}-experience"
         advantages(Advantages(alpha=0.3), **tables, critic=self.world.critic, experience=path, iteration=1)
-        if without_advantages:
+        if advantage is not None:
             table = read_table(path, EXPERIENCE)
             columns: dict[str, Any] = {column: table[column] for column in table.column_names}
             values, offsets = ragged(table, "advantages")
-            write_table(path, EXPERIENCE, {**columns, "advantages": (np.zeros_like(values), offsets)})
+            write_table(path, EXPERIENCE, {**columns, "advantages": (np.full_like(values, advantage), offsets)})
 
     def update(
         self, name: str, train: dict[str, Any], settings: dict[str, Any], *, after: str = "", alone: bool = False
     ) -> None:
         """An update called `name`, of the models that the one called `after` left; on two ranks unless `alone`."""
         of, root = "distinct" if "positive_lm_coef" in settings else "ragged", self.world.root
+        if name.startswith("huge"):
+            of = "huge"
         ranks = {} if alone else {"ranks": 2}
         section = PpoUpdate(actor_lr=1e-2, critic_lr=1e-2, train=Train(**train, **ranks), **settings)
         source = {kind: root / (f"{after}-{kind}" if after else kind) for kind in ("policy", "critic")}
@@ -164,6 +172,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bench.update("lora-alone", LORA, SEVERAL, alone=True)
     bench.update("lora-torch", LORA, SEVERAL)
     bench.update("lora-zero3", {**LORA, **ZERO["zero3"]}, SEVERAL)
+    for name in OVERFLOW:
+        bench.update(f"huge-{name}", FP32[name], AT_ONCE)
     root, parameters = bench.world.root, {"seed": 0, "store": bench.world.objects}
     for name, train in (("torch", {}), ("zero1", ZERO["zero1"]), ("zero3", ZERO["zero3"])):
         paths = {"policy": bench.world.policy, "critic": root / f"pretrained-{name}-critic"}
@@ -190,6 +200,16 @@ def test_two_ranks_take_the_steps_of_one(bench: Bench, name: str) -> None:
         whole = bench.weights(f"alone-{kind}")
         assert (whole - bench.weights(kind)).abs().max() > 1e-2
         torch.testing.assert_close(bench.weights(f"several-{name}-{kind}"), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OVERFLOW)
+def test_a_gradient_that_is_not_finite_is_refused(bench: Bench, name: str) -> None:
+    """Every loss is finite, but the norm overflows: nothing is saved, and the step and rollouts are named."""
+    refused = bench.metrics(f"huge-{name}")["refused"]
+    assert re.match(
+        r"the gradient's norm is inf at optimiser step 1, from rollouts 1/p\S+, .* and 7 more: lower", refused
+    )
+    assert not (bench.world.root / f"huge-{name}-policy").exists()
 
 
 @pytest.mark.parametrize("name", BF16)
