@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from pipelines.seaweed import BUCKET, SeaweedFS, serving
-from tests.running import alive, environment, events_in, kill, marked
+from tests.running import alive, assert_refused, environment, events_in, kill, marked, vapo
 from vapo.errors import UserError
-from vapo.recipe import Advantages, PpoUpdate, Train
+from vapo.recipe import Advantages, PpoUpdate, Train, load_recipe
 from vapo.stage import Job
 from vapo.store import sha256_of
 from vapo.train import nodes
@@ -436,6 +436,31 @@ def test_the_sdk_is_not_installed(world: World, inputs: dict[str, Path], monkeyp
         with pytest.raises(UserError, match=re.escape("pip install 'vapo[trainer]'")):
             nodes.launch("ppo_update", section(**train), inputs, outputs(world, "nodes"), {"store": store})
     assert not list(Path(world.objects).rglob("trainjobs"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("train.backend=process", "train.runtime=mine"), "train.runtime 'mine'"),
+        (("runtime.store=s3://bucket/run",), "no Kubernetes cluster here"),
+    ],
+)
+def test_a_run_that_cannot_have_its_nodes_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    chosen = [part for setting in ("train.nodes=2", *settings) for part in ("--set", setting)]
+    assert_refused(vapo("run", "tiny", *chosen, "--workdir", tmp_path / "runs"), said)
+    assert not list((tmp_path / "runs").glob("*/log.txt"))
+
+
+@pytest.mark.parametrize("store", ["", "s3", "/data/run"])
+def test_a_recipe_whose_nodes_cannot_see_the_store_is_refused(store: str) -> None:
+    with pytest.raises(
+        UserError, match=r"train\.nodes 2 with runtime\.store.*set runtime\.store to s3://bucket/prefix"
+    ):
+        load_recipe("tiny", ["train.nodes=2", f"runtime.store={store!r}"])
+    assert load_recipe("tiny", ["train.nodes=2", "runtime.store=s3://bucket/run"]).train.nodes == 2
 
 
 def test_a_folder_is_no_store_for_pods(world: World, inputs: dict[str, Path]) -> None:
