@@ -34,6 +34,7 @@ from vapo.progress import ATTENDED, parse
 from vapo.recipe import Recipe
 from vapo.schemas import HISTORY
 from vapo.tables import read_table, write_text
+from vapo.train.installed import check_installed
 from vapo.train.nodes import check as check_nodes
 
 COLOURS = re.compile(r"\x1b\[\d*m")  # kfp.local writes them whatever the output is
@@ -52,9 +53,10 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
     """Execute the training pipeline; what is complete in the working directory's cache is not done again.
 
     Raises:
-        UserError: a stage met something the user can cure.
+        UserError: a stage met something the user can cure, or what [train] asks for is not installed.
         StageFailed: a stage failed otherwise.
     """
+    check_installed(recipe.train)
     if recipe.train.nodes > 1:
         check_nodes(recipe.train, recipe.runtime.store)
     folder = workdir.run_folder(recipe)

@@ -514,8 +514,13 @@ class Recipe(Section):
         return self.advantages.estimator == "gae"
 
     def for_stage(self, name: Literal["value_pretraining", "advantages", "ppo_update"]) -> TrainingSection:
-        """The section of a training stage with [train] in it, which has its one home there."""
+        """The section of a training stage with [train] in it, which has its one home there.
+
+        Advantages read it only for the critic's forward pass: without a critic nothing is launched for them.
+        """
         section: TrainingSection = getattr(self, name)
+        if name == "advantages" and not self.has_critic:
+            return section
         return section.model_copy(update={"train": self.train})
 
     def rollout_for_evaluation(self) -> Rollout:

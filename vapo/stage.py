@@ -127,10 +127,13 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     from vapo.lineage import write_record
     from vapo.store import sha256_of
     from vapo.tables import write_text
+    from vapo.train.installed import check_installed
 
     emit("start", stage=job.stage, **_where(job))
     stage = STAGES[job.stage]
     section = getattr(recipe, stage.section).model_validate_json(job.section or "{}")
+    if isinstance(section, recipe.TrainingSection):
+        check_installed(section.train)
     for name, source in job.inputs.items():
         _verify(name, source)
     work_started, clock = time.time(), time.monotonic()

@@ -1,8 +1,7 @@
 """Run by torchrun in tests: many updates, one after the other, in the same processes, since starting them is slow.
 
-`python -m torch.distributed.run ... tests/train/on_ranks.py JOB.json`: a list of calls of stage functions, each with its
-section, paths and parameters. Rank 0 leaves each call's metrics in `<name>.json` beside the job; a call that is refused
-leaves its error there.
+`python -m torch.distributed.run ... tests/train/on_ranks.py JOB.json`: a list of calls of stage functions, each with
+its section, paths and parameters. Rank 0 leaves each call's metrics in `<name>.json` beside the job.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from vapo import recipe
-from vapo.errors import UserError
 from vapo.stage import STAGES
 from vapo.train import ranks
 
@@ -31,10 +29,7 @@ def main(job: Path) -> None:
             section = getattr(recipe, stage.section).model_validate(call["section"])
             paths = {name: Path(path) for name, path in call["paths"].items()}
             begun = time.monotonic()
-            try:
-                found = function(section, **paths, **call["parameters"])
-            except UserError as error:
-                found = {"refused": str(error)}
+            found = function(section, **paths, **call["parameters"])
             if ranks.rank() == 0:
                 (job.parent / f"{call['name']}.json").write_text(json.dumps(found))
                 print(f"{call['name']}: {time.monotonic() - begun:.2f} s", flush=True)

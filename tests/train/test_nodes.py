@@ -240,7 +240,13 @@ class Pods:
 
 
 WELL = {"ended": "well", "metrics": {"policy_loss": 0.5}}
-BADLY = {"ended": "badly", "time": 1.0, "user": True, "message": "advantages.alpha 9: lower it"}
+BADLY = {
+    "ended": "badly",
+    "time": 1.0,
+    "user": True,
+    "message": "advantages.alpha 9: lower it",
+    "traceback": "line 3\n",
+}
 
 
 @pytest.fixture
@@ -287,15 +293,22 @@ def test_a_stage_on_a_cluster(
 
 
 def test_the_words_of_a_node_that_failed(
-    world: World, inputs: dict[str, Path], cluster: FakeCluster, server: SeaweedFS, bucket: str
+    world: World,
+    inputs: dict[str, Path],
+    cluster: FakeCluster,
+    server: SeaweedFS,
+    bucket: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What the user can cure goes before what it caused, and ends a job whose other nodes would wait for ever."""
     Pods(cluster, bucket).words = {0: {**BADLY, "user": False, "message": "lost a peer"}, 1: {**BADLY, "time": 2.0}}
     with pytest.raises(UserError, match=r"^advantages\.alpha 9: lower it$"):
         on_cluster(world, inputs, bucket)
+    assert capsys.readouterr().err == ""
     Pods(cluster, bucket).words = {1: {**BADLY, "user": False, "message": "ZeroDivisionError"}}
     with pytest.raises(RuntimeError, match="node 1 failed: ZeroDivisionError"):
         on_cluster(world, inputs, bucket)
+    assert capsys.readouterr().err == "line 3\n"
     assert not cluster.jobs
     assert not objects_below(server, bucket)
 
@@ -421,8 +434,8 @@ def test_a_result_that_nobody_took_is_taken(
 
 
 def test_a_user_s_error_comes_before_the_ones_it_caused() -> None:
-    late = {"ended": "badly", "node": 1, "time": 2.0, "user": True, "message": "lower it"}
-    early = {"ended": "badly", "node": 0, "time": 1.0, "user": False, "message": "lost a peer"}
+    late = {**BADLY, "node": 1, "time": 2.0, "message": "lower it"}
+    early = {**BADLY, "node": 0, "user": False, "message": "lost a peer"}
     assert isinstance(nodes._failure([early, late]), UserError)
     assert str(nodes._failure([early, late])) == "lower it"
     assert str(nodes._failure([{**late, "user": False}, early])) == "node 0 failed: lost a peer"

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import vapo
 from vapo.errors import UserError
@@ -38,7 +38,7 @@ def launch(
 
     Raises:
         UserError: a rank met something the user can cure, in its words.
-        RuntimeError: a rank failed otherwise; the message ends with its traceback.
+        RuntimeError: a rank failed otherwise, or was killed; its traceback is on standard error.
     """
     if section.train.nodes > 1 and "store" in parameters:
         from vapo.train import nodes
@@ -81,15 +81,23 @@ def read_result(folder: Path) -> dict[str, float | None]:
     return result
 
 
-def raise_first_error(folder: Path) -> None:
-    """Raise what went wrong in a rank: what the user can cure before anything else, otherwise what came first."""
+def raise_first_error(folder: Path, torchrun: str) -> NoReturn:
+    """Raise what went wrong in a rank: what the user can cure before anything else, otherwise what came first.
+
+    Args:
+        torchrun: its own account, which alone knows of a rank that was killed.
+    """
     errors = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(ERROR.format(rank="*")))]
-    if not errors:
-        return
-    first = min(errors, key=lambda error: (not error["user"], error["time"]))
-    if first["user"]:
+    first = min(errors, key=lambda error: (not error["user"], error["time"]), default=None)
+    if first and first["user"]:
         raise UserError(first["message"])
-    raise RuntimeError(f"rank {first['rank']} failed: {first['message']}\n{first['traceback']}")
+    if "SIGKILL" in torchrun:  # the other ranks' complaints come of it
+        raise RuntimeError(
+            "a rank was killed, perhaps for want of memory: lower the stage's token_budget, set train.offload to "
+            "'cpu', or raise train.zero_stage or train.ranks"
+        )
+    sys.stderr.write(first["traceback"] if first else torchrun)
+    raise RuntimeError(f"rank {first['rank']} failed: {first['message']}" if first else "a rank ended without a word")
 
 
 def run_ranks(command: list[str], folder: Path, **variables: str) -> None:
@@ -108,13 +116,8 @@ def run_ranks(command: list[str], folder: Path, **variables: str) -> None:
         finally:
             _end(process)
         if status:
-            raise_first_error(folder)
             words.seek(0)
-            sys.stderr.write(words.read())
-            raise RuntimeError(
-                "a rank ended without a word; it was killed, perhaps for want of memory: lower the stage's "
-                "token_budget, set train.offload to 'cpu', or raise train.zero_stage or train.ranks"
-            )
+            raise_first_error(folder, words.read())
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
