@@ -97,6 +97,7 @@ def test_no_command_shows_the_help() -> None:
             ["run", "tiny", "--set", "ppo_update.mini_batch=33"], ["33", "32 responses", "lower it"], id="contradiction"
         ),
         pytest.param(["run", "--resume", "--set", "seed=1"], ["--set needs a RECIPE"], id="set with resume alone"),
+        pytest.param(["run", "--resume", "--store", "s3"], ["--store does"], id="store with resume alone"),
         pytest.param(["run", "--resume"], ["no interrupted run"], id="nothing to resume"),
         pytest.param(["report", "nosuch"], ["no run 'nosuch'", "there are []"], id="unknown run"),
         pytest.param(["report", "x", "--set", "seed=1"], ["[report] section only"], id="report changes the run"),

@@ -72,7 +72,7 @@ def run(
     if not recipe and not resume:
         raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
     if not recipe and (set_ or skip_bad_rows or store):
-        raise UserError("--set needs a RECIPE: --resume alone continues the interrupted run as it was")
+        raise UserError("--set needs a RECIPE, as --store does: --resume alone continues the interrupted run as it was")
     settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else []), *_store(store)]
     resolved = load_recipe(recipe, settings) if recipe else None
     place = Workdir(workdir)

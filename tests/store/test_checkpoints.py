@@ -10,11 +10,14 @@ import pytest
 from vapo.errors import UserError
 from vapo.store import (
     Manifest,
+    StoredFile,
     model_only,
     open_checkpoint,
     read_manifest,
     save_checkpoint,
     sha256_of,
+    store_files,
+    write_manifest,
 )
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "optimizer/adamw.safetensors": b"moments"}
@@ -156,3 +159,27 @@ def test_other_stores_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="store 'https://host/x': give a folder, file:///folder, s3://bucket/prefix or"):
         save(tmp_path, store="https://host/x")
     assert not (tmp_path / "policy.json").exists()
+
+
+def test_ranks_store_their_own_files_and_one_writes_the_manifest(tmp_path: Path) -> None:
+    """As training over several processes does: until the manifest is written there is no checkpoint."""
+    whole = {"config.json": b"{}", "optimizer/rank-0.safetensors": b"zero", "optimizer/rank-1.safetensors": b"one"}
+    stored = []
+    for rank, names in enumerate((("config.json", "optimizer/rank-0.safetensors"), sorted(whole)[::2])):
+        for name in names:
+            path = tmp_path / f"rank-{rank}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(whole[name])
+        stored += store_files(tmp_path / f"rank-{rank}", str(tmp_path / "store"))
+    assert len(stored) == 4  # both have config.json
+    with pytest.raises(UserError, match="found no file"):
+        read_manifest(tmp_path / "m.json", "policy")
+    write_manifest(tmp_path / "m.json", "policy", str(tmp_path / "store"), stored, {"steps": 1})
+    opened = open_checkpoint(read_manifest(tmp_path / "m.json", "policy"), tmp_path / "opened")
+    assert {p.relative_to(opened).as_posix(): p.read_bytes() for p in opened.rglob("*") if p.is_file()} == whole
+
+
+def test_ranks_that_disagree_on_a_file_are_a_fault_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="different files by the same name"):
+        write_manifest(tmp_path / "m", "policy", "s", [StoredFile("a", "1", 1), StoredFile("a", "2", 1)], {})
+    assert not (tmp_path / "m").exists()

@@ -18,7 +18,6 @@ from pathlib import Path
 from vapo.errors import UserError
 from vapo.store.manifest import StoredFile, sha256_of
 from vapo.store.objects import name_of
-from vapo.tables import atomic_path
 
 FOLDER, LIMIT = "VAPO_CACHE", "VAPO_CACHE_BYTES"
 BYTES = 32 << 30
@@ -53,8 +52,7 @@ class Cache:
                 return
             partial = self._room_for(entry)
             if partial is None:
-                with atomic_path(target) as beside:
-                    download(entry, beside)
+                fetch(entry, target, download)
                 return
             try:
                 download(entry, partial)
@@ -120,6 +118,16 @@ class Cache:
         with path.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def fetch(entry: StoredFile, target: Path, download: Callable[[StoredFile, Path], None]) -> None:
+    """Download past the cache; the file appears whole. It can be fetched again, so nobody waits for the disk."""
+    beside = target.with_name(f".{target.name}.partial")
+    try:
+        download(entry, beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[tuple[int, int, Path]]:

@@ -80,8 +80,8 @@ class Bucket:
             raise UserError(f"store {self.uri}: {self.url} answers, but is no S3 server: correct {endpoint}") from None
         except (HTTPError, MinioException) as error:
             raise UserError(
-                f"store {self.uri}: no answer from {self.url}, tried again and again ({_kind(error)}): start the server or "
-                f"correct {endpoint}, then run the same command again"
+                f"store {self.uri}: no answer from {self.url}, tried again and again ({_kind(error)}): start the "
+                f"server or correct {endpoint}, then run the same command again"
             ) from None
 
 

@@ -55,9 +55,11 @@ def write_manifest(path: Path, kind: str, store: str, files: Sequence[StoredFile
     """Write a checkpoint's manifest, last of all and atomically: with it the checkpoint begins to exist.
 
     Args:
-        files: what `store_files` returned, of every rank.
+        files: what `store_files` returned, of every rank. Equal files of several ranks are one.
     """
-    saved = Manifest(kind, store, tuple(sorted(files, key=lambda file: file.path)), facts)
+    distinct = sorted(set(files), key=lambda file: file.path)
+    assert len({file.path for file in distinct}) == len(distinct), "ranks stored different files by the same name"
+    saved = Manifest(kind, store, tuple(distinct), facts)
     document = {
         "format": FORMAT,
         "kind": kind,

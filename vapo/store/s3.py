@@ -7,11 +7,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vapo.store.cache import cache_of
+from vapo.store.cache import cache_of, fetch
 from vapo.store.connection import connect
 from vapo.store.manifest import StoredFile
 from vapo.store.objects import Corrupted, name_of
-from vapo.tables import atomic_path
 
 PART = 8 << 20  # bytes of a part: up to PARTS_AT_ONCE + 1 of each file that is on its way are in memory
 PARTS_AT_ONCE = 3  # of one file
@@ -74,8 +73,7 @@ class S3Store:
 
     def get(self, entry: StoredFile, target: Path) -> None:
         if self.cache is None:
-            with atomic_path(target) as beside:
-                self._download(entry, beside)
+            fetch(entry, target, self._download)
         else:
             self.cache.get(entry, target, self._download)
 
