@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -218,7 +219,7 @@ def test_a_stage_leaves_when_nobody_reads_its_output_any_more() -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.5)
         process.stdout.close()
-        assert process.wait(timeout=5.0) == 1
+        assert process.wait(timeout=5.0) == -signal.SIGTERM
     finally:
         process.kill()
         process.wait()
