@@ -35,6 +35,7 @@ from vapo.rollout.installed import check_installed
 from vapo.schemas import HISTORY
 from vapo.tables import read_table, write_text
 from vapo.train.installed import check_installed
+from vapo.train.nodes import check as check_nodes
 
 COLOURS = re.compile(r"\x1b\[\d*m")  # kfp.local writes them whatever the output is
 
@@ -56,6 +57,8 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
         StageFailed: a stage failed otherwise.
     """
     check_installed(recipe.train)
+    if recipe.train.nodes > 1:
+        check_nodes(recipe.train, recipe.runtime.store)
     folder = workdir.run_folder(recipe)
     with locked(folder), opened(recipe.runtime.store, workdir) as store:
         history, watch = _run(recipe, training_pipeline, folder, workdir, store, console, warm)

@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from pipelines.seaweed import BUCKET, SeaweedFS, serving
-from tests.running import alive, environment, events_in, kill, marked
+from tests.running import alive, assert_refused, environment, events_in, kill, marked, vapo
 from vapo.errors import UserError
-from vapo.recipe import Advantages, PpoUpdate, Train
+from vapo.recipe import Advantages, PpoUpdate, Train, load_recipe
 from vapo.stage import Job
 from vapo.store import sha256_of
 from vapo.train import nodes
@@ -240,7 +240,13 @@ class Pods:
 
 
 WELL = {"ended": "well", "metrics": {"policy_loss": 0.5}}
-BADLY = {"ended": "badly", "time": 1.0, "user": True, "message": "advantages.alpha 9: lower it"}
+BADLY = {
+    "ended": "badly",
+    "time": 1.0,
+    "user": True,
+    "message": "advantages.alpha 9: lower it",
+    "traceback": "line 3\n",
+}
 
 
 @pytest.fixture
@@ -287,15 +293,22 @@ def test_a_stage_on_a_cluster(
 
 
 def test_the_words_of_a_node_that_failed(
-    world: World, inputs: dict[str, Path], cluster: FakeCluster, server: SeaweedFS, bucket: str
+    world: World,
+    inputs: dict[str, Path],
+    cluster: FakeCluster,
+    server: SeaweedFS,
+    bucket: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What the user can cure goes before what it caused, and ends a job whose other nodes would wait for ever."""
     Pods(cluster, bucket).words = {0: {**BADLY, "user": False, "message": "lost a peer"}, 1: {**BADLY, "time": 2.0}}
     with pytest.raises(UserError, match=r"^advantages\.alpha 9: lower it$"):
         on_cluster(world, inputs, bucket)
+    assert capsys.readouterr().err == ""
     Pods(cluster, bucket).words = {1: {**BADLY, "user": False, "message": "ZeroDivisionError"}}
     with pytest.raises(RuntimeError, match="node 1 failed: ZeroDivisionError"):
         on_cluster(world, inputs, bucket)
+    assert capsys.readouterr().err == "line 3\n"
     assert not cluster.jobs
     assert not objects_below(server, bucket)
 
@@ -394,7 +407,7 @@ def test_an_end_of_the_launcher_on_a_cluster(
     (name,) = cluster.jobs
     pods = Pods(cluster, bucket)
     pods.words = {0: WELL}
-    pods.work(name)
+    threading.Timer(0.5, pods.work, [name]).start()  # when the next attempt follows the job
     assert on_cluster(world, inputs, bucket) == {"policy_loss": 0.5}
     assert cluster.requests.count(("POST", JOBS)) == 1
     assert not cluster.jobs
@@ -421,8 +434,8 @@ def test_a_result_that_nobody_took_is_taken(
 
 
 def test_a_user_s_error_comes_before_the_ones_it_caused() -> None:
-    late = {"ended": "badly", "node": 1, "time": 2.0, "user": True, "message": "lower it"}
-    early = {"ended": "badly", "node": 0, "time": 1.0, "user": False, "message": "lost a peer"}
+    late = {**BADLY, "node": 1, "time": 2.0, "message": "lower it"}
+    early = {**BADLY, "node": 0, "user": False, "message": "lost a peer"}
     assert isinstance(nodes._failure([early, late]), UserError)
     assert str(nodes._failure([early, late])) == "lower it"
     assert str(nodes._failure([{**late, "user": False}, early])) == "node 0 failed: lost a peer"
@@ -436,6 +449,31 @@ def test_the_sdk_is_not_installed(world: World, inputs: dict[str, Path], monkeyp
         with pytest.raises(UserError, match=re.escape("pip install 'vapo[trainer]'")):
             nodes.launch("ppo_update", section(**train), inputs, outputs(world, "nodes"), {"store": store})
     assert not list(Path(world.objects).rglob("trainjobs"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("train.backend=process", "train.runtime=mine"), "train.runtime 'mine'"),
+        (("runtime.store=s3://bucket/run",), "no Kubernetes cluster here"),
+    ],
+)
+def test_a_run_that_cannot_have_its_nodes_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    chosen = [part for setting in ("train.nodes=2", *settings) for part in ("--set", setting)]
+    assert_refused(vapo("run", "tiny", *chosen, "--workdir", tmp_path / "runs"), said)
+    assert not list((tmp_path / "runs").glob("*/log.txt"))
+
+
+@pytest.mark.parametrize("store", ["", "s3", "/data/run"])
+def test_a_recipe_whose_nodes_cannot_see_the_store_is_refused(store: str) -> None:
+    with pytest.raises(
+        UserError, match=r"train\.nodes 2 with runtime\.store.*set runtime\.store to s3://bucket/prefix"
+    ):
+        load_recipe("tiny", ["train.nodes=2", f"runtime.store={store!r}"])
+    assert load_recipe("tiny", ["train.nodes=2", "runtime.store=s3://bucket/run"]).train.nodes == 2
 
 
 def test_a_folder_is_no_store_for_pods(world: World, inputs: dict[str, Path]) -> None:

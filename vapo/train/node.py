@@ -8,6 +8,7 @@ only what could not be told is left to Kubernetes to try again.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import sys
@@ -46,7 +47,7 @@ def main(store: str, job: str, ranks: int) -> int:
             metrics, files = _work(mailbox, Path(scratch), ranks)
         except Exception as error:  # noqa: BLE001 - it is told in the store, and in the log
             traceback.print_exc()
-            mailbox.put(WORD.format(number=number), _told(error))
+            mailbox.put(WORD.format(number=number), _told(error, Path(scratch)))
         else:
             word = {"ended": "well", "metrics": metrics if number == 0 else {}}
             mailbox.put(WORD.format(number=number), word, files if number == 0 else {})
@@ -71,11 +72,16 @@ def _work(mailbox: Mailbox, folder: Path, ranks: int) -> tuple[dict[str, float |
     return (launch.read_result(folder) if (folder / launch.RESULT).is_file() else {}), written
 
 
-def _told(error: Exception) -> dict[str, Any]:
-    """An error in a form that travels; a rank's traceback is in its message."""
+def _told(error: Exception, folder: Path) -> dict[str, Any]:
+    """An error in a form that travels, with the traceback of the rank that was the first to fail, or else its own."""
     cure = as_user_error(error)
     last = "".join(traceback.format_exception_only(error)).strip()
-    return {"ended": "badly", "time": time.time(), "user": cure is not None, "message": str(cure or last)}
+    ranks = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(launch.ERROR.format(rank="*"))]
+    first = min(
+        ranks, key=lambda rank: rank["time"], default={"traceback": traceback.format_exc(), "time": time.time()}
+    )
+    told = {"time": first["time"], "user": cure is not None, "message": str(cure or last)}
+    return {"ended": "badly", **told, "traceback": first["traceback"]}
 
 
 def command(ranks: int, job: Path) -> list[str]:

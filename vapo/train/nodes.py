@@ -186,10 +186,14 @@ def _bad(words: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _failure(words: list[dict[str, Any]]) -> Exception:
-    """What the user can cure before anything else, otherwise what came first: the others only lost a peer."""
+    """What the user can cure before anything else, otherwise what came first, its traceback on standard error.
+
+    The other nodes only lost a peer.
+    """
     first = min(words, key=lambda word: (not word["user"], word["time"]))
     if first["user"]:
         return UserError(first["message"])
+    sys.stderr.write(first["traceback"])
     return RuntimeError(f"node {first['node']} failed: {first['message']}")
 
 
