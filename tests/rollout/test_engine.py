@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from vapo.rollout.decoder import Decoder
+from vapo.rollout import engine
+from vapo.rollout.decoder import Cache, Decoder
 from vapo.rollout.engine import Response, generate
 from vapo.rollout.sampling import mix
 
-from .conftest import EOS, VOCABULARY
+from .conftest import EOS, VARIANTS, VOCABULARY
 
 Make = Callable[[str], tuple[Path, Any]]
 GENERATOR = np.random.default_rng(3)
@@ -68,10 +69,14 @@ def test_why_a_response_ends(sampled: list[Response]) -> None:
         assert len(response.logprobs) == len(response.tokens)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_are_the_models_at_temperature_1(checkpoint: Make, decoder: Decoder, temperature: float) -> None:
-    model = checkpoint("llama-grouped")[1]
-    for i, response in enumerate(run(decoder, temperature=temperature, top_p=0.9)):
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])
+def test_logprobs_are_the_models_at_temperature_1(
+    checkpoint: Make, variant: str, temperature: float, top_p: float
+) -> None:
+    """Prompts and responses of all lengths; grouped heads, biases, tied and untied heads."""
+    folder, model = checkpoint(variant)
+    for i, response in enumerate(run(Decoder(folder), temperature=temperature, top_p=top_p, batch_size=7)):
         prompt = PROMPTS[i // SAMPLES]
         with torch.no_grad():
             logits = model(torch.tensor([prompt + response.tokens])).logits[0, len(prompt) - 1 : -1]
@@ -84,6 +89,30 @@ def test_a_response_does_not_depend_on_the_batch_size(
     decoder: Decoder, sampled: list[Response], batch_size: int
 ) -> None:
     assert [r.tokens for r in run(decoder, batch_size=batch_size)] == [r.tokens for r in sampled]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 8])
+def test_the_cache_never_holds_more_rows_than_the_batch_size(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """However many samples a prompt has."""
+    held: list[int] = []
+    keep = Cache.keep
+
+    def watched(cache: Cache, rows: torch.Tensor, columns: int) -> None:
+        keep(cache, rows, columns)
+        held.extend(len(keys) for keys in cache.keys)
+
+    monkeypatch.setattr(Cache, "keep", watched)
+    assert len(run(decoder, samples=20, batch_size=batch_size, max_new_tokens=3)) == 80
+    assert max(held) == batch_size
+
+
+def test_long_prompts_are_read_in_pieces(
+    decoder: Decoder, sampled: list[Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "READ_AT_ONCE", 12)  # four prompts of up to 12 tokens: three columns at a time
+    assert [r.tokens for r in run(decoder)] == [r.tokens for r in sampled]
 
 
 def test_a_response_depends_on_its_seed_alone(decoder: Decoder, sampled: list[Response]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vapo.errors import UserError
 from vapo.recipe import load_recipe
+from vapo.rollout import sampling
 from vapo.rollout.sampling import mix, sample, uniform
 
 DRAWS = 40_000
@@ -81,6 +82,33 @@ def test_the_nucleus_and_nothing_else(top_p: float) -> None:
     drawn = draw(LOGITS, 1.0, top_p)
     assert set(drawn.tolist()) == set(order[:size])
     assert size == 1 or deviation(drawn, nucleus / nucleus.sum()) < 4
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
+def test_the_distribution_is_that_of_transformers_warpers(temperature: float, top_p: float) -> None:
+    """Temperature first, then the nucleus, as `generate` applies them."""
+    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+    warped = TemperatureLogitsWarper(temperature)(torch.zeros(1, 1), LOGITS[None])
+    expected = TopPLogitsWarper(top_p)(torch.zeros(1, 1), warped).softmax(-1)[0] if top_p < 1 else warped.softmax(-1)[0]
+    drawn = draw(LOGITS, temperature, top_p)
+    assert set(drawn.tolist()) <= set(expected.nonzero()[:, 0].tolist())
+    assert (expected > 0).sum() == 1 or deviation(drawn, expected) < 4
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.7, 0.95, 0.9999])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])
+def test_a_large_vocabulary_is_ranked_like_a_small_one(
+    monkeypatch: pytest.MonkeyPatch, top_p: float, spread: float
+) -> None:
+    """Whether the nucleus is among the first few, is not, or is tied with what is outside: the tokens are the same."""
+    logits = (spread * torch.randn(60, 2000, generator=torch.Generator().manual_seed(1))).round(decimals=1)
+    logits[::3] *= 4
+    numbers = uniform(seeds(60), 0)
+    found = sample(logits, numbers, 1.0, top_p)
+    monkeypatch.setattr(sampling, "MOST_LIKELY", 2000)  # rank all
+    assert found.tolist() == sample(logits, numbers, 1.0, top_p).tolist()
 
 
 def test_a_tiny_nucleus_is_the_argmax() -> None:
