@@ -58,7 +58,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
         run.wait_for(lambda: len(workers(run.process.pid)) == 2, START)
         theirs = descendants(run.process.pid)
         kill(run.process.pid)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + START  # a worker looks for its parent when it has started
         while (left := [pid for pid in theirs if alive(pid)]) and time.monotonic() < deadline:
             time.sleep(0.1)
         for pid in left:
