@@ -31,7 +31,6 @@ from vapo.errors import StageFailed, UserError, as_user_error
 from vapo.lineage.software import source_digest
 from vapo.progress import ATTENDED, parse
 from vapo.recipe import Recipe
-from vapo.rollout.installed import check_installed
 from vapo.schemas import HISTORY
 from vapo.tables import read_table, write_text
 from vapo.train.installed import check_installed
@@ -90,7 +89,6 @@ def _run(
     warm: bool,
 ) -> tuple[list[dict[str, Any]], Watch]:
     """Execute a recipe's pipeline and leave its page in the folder: (the rows of HISTORY, who watched)."""
-    check_installed(recipe.rollout)
     with tempfile.TemporaryDirectory(prefix="vapo-") as scratch:
         write_text(folder / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
         (folder / "report.html").unlink(missing_ok=True)

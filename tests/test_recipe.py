@@ -516,6 +516,11 @@ def test_a_misspelt_key(data: dict[str, Any], said: str) -> None:
         ("ppo_update", {"dual_clip": 0.01}, "dual_clip 0.01 must be above 1"),
         ("ppo_update", {"importance_cap": 0.99}, "importance_cap 0.99 must be at least 1 (say 2), or 0: off"),
         ("ppo_update", {"importance_cap": 0.01}, "importance_cap 0.01 must be at least 1"),
+        ("rollout", {"record_batch": 255}, "record_batch 255 is below batch_size 256: raise it, or lower batch_size"),
+        ("rollout", {"tensor_parallel": 2}, "tensor_parallel 2 is for engine 'vllm', but rollout.engine is 'cpu'"),
+        ("rollout", {"gpu_memory": 0.5}, "gpu_memory 0.5 is for engine 'vllm'"),
+        ("rollout", {"dtype": "bfloat16"}, "dtype 'bfloat16' is for engine 'vllm'"),
+        ("rollout", {"max_model_length": 9}, "max_model_length 9 is for engine 'vllm'"),
     ],
 )
 def test_settings_that_contradict(section: str, settings: dict[str, Any], said: str) -> None:

@@ -68,6 +68,7 @@ def run(
     from pipelines.watching import console
     from pipelines.workdir import Workdir
     from vapo.recipe import load_recipe
+    from vapo.rollout.installed import check_installed
 
     if not recipe and not resume:
         raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
@@ -76,9 +77,11 @@ def run(
     settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else []), *_store(store)]
     resolved = load_recipe(recipe, settings) if recipe else None
     place = Workdir(workdir)
+    resolved = resolved or place.interrupted()
+    check_installed(resolved.rollout)
     if fresh:
         place.forget()
-    run_locally(resolved or place.interrupted(), place, console(), warm=not cold)
+    run_locally(resolved, place, console(), warm=not cold)
 
 
 @app.command("compile")
@@ -153,6 +156,7 @@ def evaluate(
     from pipelines.local import evaluate as evaluate_locally
     from pipelines.watching import console
     from pipelines.workdir import Workdir
+    from vapo.rollout.installed import check_installed
 
     given = {
         "evaluation.samples": samples,
@@ -167,6 +171,7 @@ def evaluate(
         settings.append(SKIP_BAD_ROWS)
     settings += _store(store)
     recipe = evaluation_recipe(model, problems, place, [*settings, *(set_ or [])], iteration=iteration)
+    check_installed(recipe.rollout)
     evaluate_locally(recipe, place, console(), warm=not cold)
 
 

@@ -165,6 +165,8 @@ def test_stage_function_takes_what_the_component_passes(name: str) -> None:
     paths = call["inputs"] | (call["outputs"] - {METRICS}) | left_out
     wanted: dict[str, Any] = dict.fromkeys(paths, Path)
     wanted |= {key: kind for key, kind in parameters_of(name).items() if key in call["parameters"]}
+    resumable = {"partial"} if STAGES[stage_of(name)].resumable else set()  # vapo.stage gives it, not the component
+    wanted |= dict.fromkeys(resumable, Path)
     named = {p.name: p for p in rest if p.kind is inspect.Parameter.KEYWORD_ONLY}
     open_ended = [p for p in rest if p.kind is inspect.Parameter.VAR_KEYWORD]
     assert len(named) + len(open_ended) == len(rest)
@@ -176,7 +178,7 @@ def test_stage_function_takes_what_the_component_passes(name: str) -> None:
     else:
         assert set(named) == set(wanted)
     for key, parameter in named.items():
-        optional = key in optional_of(stage_of(name))
+        optional = key in optional_of(stage_of(name)) | resumable
         assert hints[key] == ((wanted[key] | None) if optional else wanted[key]), key
         assert (parameter.default is None) == optional, key
     assert hints["return"] in (dict[str, float], dict[str, float | None])
