@@ -31,9 +31,10 @@ from vapo.errors import StageFailed, UserError, as_user_error
 from vapo.lineage.software import source_digest
 from vapo.progress import ATTENDED, parse
 from vapo.recipe import Recipe
+from vapo.rollout import installed as rollout_installed
 from vapo.schemas import HISTORY
 from vapo.tables import read_table, write_text
-from vapo.train.installed import check_installed
+from vapo.train import installed as train_installed
 from vapo.train.nodes import check as check_nodes
 
 COLOURS = re.compile(r"\x1b\[\d*m")  # kfp.local writes them whatever the output is
@@ -48,16 +49,25 @@ class Finished:
     tasks: list[Task]
 
 
+def check(recipe: Recipe) -> None:
+    """Before anything is touched: whether there is all that a recipe's engines need.
+
+    Raises:
+        UserError: an engine is not installed, or the cluster that nodes are asked of does not answer.
+    """
+    rollout_installed.check_installed(recipe.rollout)
+    train_installed.check_installed(recipe.train)
+    if recipe.train.nodes > 1:
+        check_nodes(recipe.train, recipe.runtime.store)
+
+
 def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True) -> Finished:
     """Execute the training pipeline; what is complete in the working directory's cache is not done again.
 
     Raises:
-        UserError: a stage met something the user can cure, or what [train] asks for is not installed.
+        UserError: a stage met something the user can cure.
         StageFailed: a stage failed otherwise.
     """
-    check_installed(recipe.train)
-    if recipe.train.nodes > 1:
-        check_nodes(recipe.train, recipe.runtime.store)
     folder = workdir.run_folder(recipe)
     with locked(folder), opened(recipe.runtime.store, workdir) as store:
         history, watch = _run(recipe, training_pipeline, folder, workdir, store, console, warm)

@@ -64,11 +64,11 @@ def run(
     What is already complete in the working directory is served from the cache: the same command continues an
     interrupted run, and a changed setting redoes only what depends on it.
     """
+    from pipelines.local import check
     from pipelines.local import run as run_locally
     from pipelines.watching import console
     from pipelines.workdir import Workdir
     from vapo.recipe import load_recipe
-    from vapo.rollout.installed import check_installed
 
     if not recipe and not resume:
         raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
@@ -78,7 +78,7 @@ def run(
     resolved = load_recipe(recipe, settings) if recipe else None
     place = Workdir(workdir)
     resolved = resolved or place.interrupted()
-    check_installed(resolved.rollout)
+    check(resolved)
     if fresh:
         place.forget()
     run_locally(resolved, place, console(), warm=not cold)
@@ -153,10 +153,10 @@ def evaluate(
     What no option says comes from the problems' recipe, else from the run's, else from the defaults.
     """
     from pipelines.asked import evaluation_recipe
+    from pipelines.local import check
     from pipelines.local import evaluate as evaluate_locally
     from pipelines.watching import console
     from pipelines.workdir import Workdir
-    from vapo.rollout.installed import check_installed
 
     given = {
         "evaluation.samples": samples,
@@ -171,7 +171,7 @@ def evaluate(
         settings.append(SKIP_BAD_ROWS)
     settings += _store(store)
     recipe = evaluation_recipe(model, problems, place, [*settings, *(set_ or [])], iteration=iteration)
-    check_installed(recipe.rollout)
+    check(recipe)
     evaluate_locally(recipe, place, console(), warm=not cold)
 
 
