@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --no-compile
 COMPILE := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c \
 	'import kfp.dsl.executor_main, kfp.local, kfp.compiler, pipelines.local, vapo.cli, vapo.worker; vapo.worker.preload()'
+COMPILE_VLLM := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c \
+	'import vllm.inputs, vllm.v1.engine.core, vllm.v1.worker.cpu_worker; from vllm import EngineArgs, LLMEngine'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -57,11 +59,12 @@ clean: ## remove .venv, caches and build leftovers; runs/ stays
 	@touch $@
 
 # DeepSpeed asks torch while it is built, so no isolation; it compiles nothing beforehand (DS_BUILD_OPS).
-.venv/.stamp-dev: requirements-dev.lock .venv/.stamp
+.venv/.stamp-dev: requirements-vllm.lock requirements-dev.lock .venv/.stamp
 	@rm -f .venv/.stamp .venv/.stamp-dev
 	@command -v cc > /dev/null || { echo "the tests need a C compiler once, for reasoning-gym's pycosat:" \
 		"install gcc and Python's headers (Debian: gcc python3-dev)" >&2; exit 1; }
-	@echo "adding the development tools"
-	@DS_BUILD_OPS=0 $(INSTALL) --no-deps --no-build-isolation -r requirements-dev.lock
+	@echo "adding the development tools and the engines that are tested (a GB, some minutes)"
+	@DS_BUILD_OPS=0 $(INSTALL) --no-deps --no-build-isolation -r requirements-vllm.lock
+	@$(COMPILE_VLLM)
 	@touch .venv/.stamp
 	@touch $@
