@@ -23,7 +23,7 @@ from vapo.report.page import report
 from vapo.report.responses import read_responses, token_texts
 from vapo.report.samples import HEAD as LONG_HEAD
 from vapo.report.samples import TAIL as LONG_TAIL
-from vapo.report.samples import choose
+from vapo.report.samples import choose, expected
 from vapo.schemas import EVALUATION, EXPERIENCE, HISTORY, PRETRAINING, PROMPTS, REWARDS, ROLLOUTS
 from vapo.tables import offsets_of, read_table, write_table
 
@@ -525,6 +525,20 @@ def test_heldout_responses_are_shown(tmp_path: Path, samples: int) -> None:
         assert ("\u2713 matched" if rewards[row]["correct"] else "\u2717 different") in card.all_text()
     if samples == 6:
         assert len({next(card.find("span", "verdict")).text for card in cards}) == 2
+
+
+@pytest.mark.parametrize(
+    ("ground_truth", "shown"),
+    [
+        ("7", "7"),
+        ("[1, 2]", "[1, 2]"),
+        ("\\frac{1}{2}", "\\frac{1}{2}"),
+        ('{"entry": {"answer": 12, "question": "?"}, "dataset": "chain_sum"}', "12"),
+        ('{"entry": {"question": "?"}}', '{"entry": {"question": "?"}}'),
+    ],
+)
+def test_the_right_answer_is_shown_without_what_its_grader_needs(ground_truth: str, shown: str) -> None:
+    assert expected(ground_truth) == shown
 
 
 def test_an_evaluation_alone_has_no_training_on_its_page(tmp_path: Path) -> None:

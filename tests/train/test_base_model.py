@@ -128,6 +128,7 @@ def folder(world: World) -> Path:
 
 def test_a_folder_is_taken_over_byte_for_byte(world: World, folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "README.md").write_text("not part of the model")
     make(tmp_path / "none", tmp_path / "taken", path=str(folder))
     taken = opened(tmp_path / "taken")

@@ -21,6 +21,7 @@ from vapo.train.models import (
     load_policy,
     response_logprobs,
     response_values,
+    write_model,
 )
 
 from .conftest import World
@@ -106,6 +107,16 @@ def test_a_critic_comes_back_as_it_was_saved(world: World) -> None:
     for name, tensor in fresh.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert loaded.score.weight.dtype == torch.float32
+
+
+def test_a_saved_model_keeps_the_tokenizer_and_its_chat_template(world: World, tmp_path: Path) -> None:
+    with Checkpoint(world.policy, "policy") as source:
+        folder = Path(shutil.copytree(source.folder, tmp_path / "copy"))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    model = load_policy(folder)
+    write_model(model, tmp_path / "saved", weights=dict(model.named_parameters()), tokenizer=folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes()
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -47,6 +48,15 @@ def read_samples(rollouts: Path, rewards: Path, prompts: pa.Table, count: int) -
     return join(table, graded, prompts, choose(flat(graded, "correct"), count), rollouts)
 
 
+def expected(ground_truth: str) -> str:
+    """What a person would call the right answer: of a reasoning-gym entry, which is JSON, the answer in it."""
+    try:
+        entry = json.loads(ground_truth).get("entry", {})
+        return str(entry["answer"])
+    except (ValueError, AttributeError, KeyError):
+        return ground_truth
+
+
 def join(table: pa.Table, graded: pa.Table, prompts: pa.Table, rows: Sequence[int], path: Path) -> list[Sample]:
     """These rows of ROLLOUTS, which `path` holds, with REWARDS and PROMPTS."""
     row_of = {prompt_id: row for row, prompt_id in enumerate(prompts.column("prompt_id").to_pylist())}
@@ -62,7 +72,7 @@ def join(table: pa.Table, graded: pa.Table, prompts: pa.Table, rows: Sequence[in
                 rollout_id=rollout["rollout_id"],
                 prompt_id=rollout["prompt_id"],
                 prompt=problem["prompt"],
-                ground_truth=problem["ground_truth"],
+                ground_truth=expected(problem["ground_truth"]),
                 text=rollout["response"],
                 finish_reason=rollout["finish_reason"],
                 length=int(lengths[row]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -191,7 +190,7 @@ def _from_folder(folder: Path, policy: Path, store: str) -> dict[str, float]:
     if kind not in recipe.ARCHITECTURES:
         raise UserError(f"{where}: model_type {kind!r}: give a checkpoint of {' or '.join(recipe.ARCHITECTURES)}")
     with tempfile.TemporaryDirectory() as scratch:
-        for path in [*folder.glob("*.json"), *weights]:
-            shutil.copyfile(path, Path(scratch) / path.name)
+        for path in [*folder.glob("*.json"), *folder.glob("*.jinja"), *weights]:
+            (Path(scratch) / path.name).symlink_to(path.resolve())  # the weights may be many gigabytes
         saved = save_checkpoint(Path(scratch), policy, store=store, kind="policy", facts={"steps": 0})
     return {"bytes": sum(f.bytes for f in saved.files)}

@@ -19,7 +19,10 @@ from vapo.store import Manifest, open_checkpoint, read_manifest, save_checkpoint
 from vapo.train.batches import MicroBatch
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB of float32: 220 tokens of a vocabulary of 151,936, all tokens of a small one
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    "generation_config.json",
+)
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
