@@ -18,6 +18,7 @@ OTHERS = {  # what has no docstring
     "pyproject.toml": "package, extras per dependency set, and the tools' settings",
     "requirements.lock": "exact versions of what a laptop needs",
     "requirements-dev.lock": "and of the tools for tests and checks",
+    "requirements-vllm.lock": "and of vLLM for a CPU, which the tests start",
 }
 
 
