@@ -39,8 +39,9 @@ class Artifact:
 
 
 def problems_job(folder: Path, section: str = SMALL.model_dump_json()) -> dict[str, Any]:
-    outputs = {name: {"path": str(folder / name), "uri": f"store://{name}"} for name in (*TABLES, "metrics")}
-    return asdict(Job("problems", section, {"seed": 3}, {}, outputs, time.time(), "image:1"))
+    outputs = {name: str(folder / name) for name in (*TABLES, "metrics")}
+    uris = {name: f"store://{name}" for name in outputs}
+    return asdict(Job("problems", section, {"seed": 3}, {}, outputs, time.time(), "image:1", uris))
 
 
 def graded(folder: Path) -> dict[str, Artifact]:

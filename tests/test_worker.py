@@ -68,7 +68,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("problems")
     section = Problems(train=8, heldout=4, examples=40, min_steps=3, max_steps=4).model_dump_json()
     names = ("train_prompts", "heldout_prompts", "examples", "metrics")
-    outputs = {name: {"path": str(folder / name), "uri": ""} for name in names}
+    outputs = {name: str(folder / name) for name in names}
     execute(asdict(Job("problems", section, {"seed": 0}, {}, outputs, time.time())))
     return folder / "examples"
 
@@ -76,8 +76,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(folder: Path, examples: Path, section: BaseModelSection = SMALL) -> dict[str, Any]:
     """Train a base model."""
     folder.mkdir(exist_ok=True)
-    inputs = {"examples": {"path": str(examples), "uri": "", "sha256": "", "record": ""}}
-    outputs = {name: {"path": str(folder / name), "uri": ""} for name in ("policy", "metrics")}
+    inputs = {"examples": {"path": str(examples), "sha256": ""}}
+    outputs = {name: str(folder / name) for name in ("policy", "metrics")}
     parameters = {"seed": 0, "store": str(folder / "store")}
     return asdict(Job("base_model", section.model_dump_json(), parameters, inputs, outputs, time.time()))
 
@@ -116,7 +116,7 @@ def test_answer_is_the_metadata_and_output_goes_to_who_asked(address: str, examp
     status, out, err = ask(address, job(tmp_path, examples))
     assert status == 0, err
     events = events_in(out)
-    assert [e["vapo"] for e in events if e["vapo"] != "progress"] == ["start", "end"]
+    assert [e["vapo"] for e in events if e["vapo"] != "progress"] == ["start", "stored", "end"]
     assert {e["stage"] for e in events if "stage" in e} == {"base_model"}
     answer = json.loads(out.splitlines()[-1])
     assert set(answer) == {"policy", "metrics"}

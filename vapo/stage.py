@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,10 +67,11 @@ class Job:
     stage: str
     section: str
     parameters: dict[str, Any]
-    inputs: dict[str, dict[str, str]]  # name -> {"path", "uri", "sha256", "record"}; empty: unknown
-    outputs: dict[str, dict[str, str]]  # name -> {"path", "uri"}
+    inputs: dict[str, dict[str, str]]  # name -> {"path", "sha256", "uri", "record"}; all but the path may be unknown
+    outputs: dict[str, str]  # name -> path
     asked: float  # Unix time at which the component began
     image: str = ""  # that the component runs in
+    uris: dict[str, str] = field(default_factory=dict)  # name of an output -> where it will be kept
 
 
 def run(
@@ -93,21 +94,22 @@ def run(
         section,
         dict(parameters),
         {
-            name: {**_place(artifact), **{key: str(artifact.metadata.get(key, "")) for key in ("sha256", "record")}}
+            name: {
+                "path": artifact.path,
+                "uri": artifact.uri,
+                **{key: str(artifact.metadata.get(key, "")) for key in ("sha256", "record")},
+            }
             for name, artifact in inputs.items()
             if artifact is not None
         },
-        {name: _place(artifact) for name, artifact in outputs.items()},
+        {name: artifact.path for name, artifact in outputs.items()},
         time.time(),
         os.environ.get(IMAGE, ""),
+        {name: artifact.uri for name, artifact in outputs.items()},
     )
     result = _by_worker(job) or execute(asdict(job))
     for name, artifact in outputs.items():
         artifact.metadata.update(result[name])
-
-
-def _place(artifact: Artifact) -> dict[str, str]:
-    return {"path": artifact.path, "uri": artifact.uri}
 
 
 def _by_worker(job: Job) -> dict[str, dict[str, Any]] | None:
@@ -161,7 +163,7 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     inputs = {name: {**source, "sha256": _verified(name, source)} for name, source in job.inputs.items()}
     work_started, clock = time.time(), time.monotonic()
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}
-    targets = {name: Path(output["path"]) for name, output in job.outputs.items() if name != METRICS}
+    targets = {name: Path(path) for name, path in job.outputs.items() if name != METRICS}
     with ExitStack() as stack:
         if stage.resumable:
             paths["partial"] = stack.enter_context(partial_folder(_identity(job, inputs)))
@@ -170,18 +172,20 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
         metrics = {name: float(value) for name, value in found.items() if value is not None}
         if METRICS in job.outputs:
             text = json.dumps({**metrics, "seconds": seconds}, indent=1) + "\n"
-            write_text(Path(job.outputs[METRICS]["path"]), text)
+            write_text(Path(job.outputs[METRICS]), text)
         facts = {
-            name: {"sha256": sha256_of(Path(output["path"])), "bytes": Path(output["path"]).stat().st_size}
-            for name, output in job.outputs.items()
+            name: {"sha256": sha256_of(Path(path)), "bytes": Path(path).stat().st_size}
+            for name, path in job.outputs.items()
         }
         record = write_record(
-            Path(next(iter(job.outputs.values()))["path"]).parent,
+            Path(next(iter(job.outputs.values()))).parent,
             stage=job.stage,
             parameters=job.parameters,
             section=json.loads(job.section or "{}"),
             inputs=inputs,
-            outputs={name: {**job.outputs[name], **fact} for name, fact in facts.items()},
+            outputs={
+                name: {"path": job.outputs[name], "uri": job.uris.get(name, ""), **fact} for name, fact in facts.items()
+            },
             metrics=metrics,
             image=job.image,
             started=work_started,
@@ -233,7 +237,7 @@ def _verified(name: str, source: dict[str, str]) -> str:
     if not path.is_file():
         raise UserError(f"input {name}: {path} is not there: run the stage that writes it")
     found = sha256_of(path)
-    if source["sha256"] not in ("", found):
+    if source.get("sha256") not in (None, "", found):
         raise UserError(
             f"input {name}: {path} was changed since it was written (sha256 expected {source['sha256'][:12]}): "
             "restore it, or run again with --fresh"

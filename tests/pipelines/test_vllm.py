@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,12 @@ def descendants(pid: int) -> list[int]:
 
 def workers(pid: int) -> list[int]:
     """vLLM's processes among the descendants; they hide the environment by which others are found."""
-    return [p for p in descendants(pid) if b"VLLM::Worker" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    found = []
+    for process in descendants(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if b"VLLM::Worker" in Path(f"/proc/{process}/cmdline").read_bytes():
+                found.append(process)
+    return found
 
 
 @pytest.mark.vllm

@@ -224,7 +224,9 @@ def test_a_server_that_stays_away_is_one_line_and_nothing_half_written(
     assert "\n" not in str(found["error"])
     assert not (mortal.root / "policy.json").exists()
     mortal.server.start()
-    assert mortal.keys() == {}
+    whole = mortal.keys()  # the first file may have been all there
+    assert len(whole) < 2
+    assert set(whole.values()) <= {24 << 20}
     saved = mortal.save({p.name: p.read_bytes() for p in (mortal.root / "policy-files").iterdir()})
     assert set(mortal.keys().values()) == {f.bytes for f in saved.files}
 
