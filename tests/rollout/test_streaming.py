@@ -102,7 +102,7 @@ def test_other_work_does_not_find_the_parts(place: Path, tmp_path: Path, monkeyp
     assert folders_after(SMALL.model_copy(update={"top_p": 0.9})) == 6
     write_prompts(place / "prompts", [*ragged_texts(40), "w3"])
     assert folders_after() == 7
-    monkeypatch.setattr("vapo.lineage.source_digest", lambda: "another")
+    monkeypatch.setattr("vapo.lineage.software.source_digest", lambda: "another")
     assert folders_after() == 8
 
 
