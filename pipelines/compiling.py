@@ -34,6 +34,9 @@ def compile_pipeline(
     # What kfp's compiler would write to a file: through YAML it takes a hundred times as long.
     document = json_format.MessageToDict(pipeline.pipeline_spec)
     platforms = json_format.MessageToDict(pipeline.platform_spec)
+    if "://" in recipe.runtime.store:  # on this machine `vapo run` says where the store is
+        parameter = document["root"]["inputDefinitions"]["parameters"]["store"]
+        parameter |= {"defaultValue": recipe.runtime.store, "isOptional": True}
     outside = recipe.outside()
     for executor in document["deploymentSpec"]["executors"].values():
         container = executor["container"]

@@ -471,6 +471,15 @@ def test_compiling_in_other_processes_gives_the_same_bytes(settings: list[str]) 
         assert text == compiled
 
 
+@pytest.mark.parametrize(
+    ("store", "default"), [("s3://bucket/x", "s3://bucket/x"), ("minio://bucket", "minio://bucket"), ("", None)]
+)
+def test_a_cluster_finds_the_store_where_the_recipe_says(store: str, default: str | None) -> None:
+    document = parse(compile_pipeline(recipe(f"runtime.store={store}"), IMAGE, share=True))
+    parameter = document["root"]["inputDefinitions"]["parameters"]["store"]
+    assert (parameter.get("defaultValue"), parameter.get("isOptional", False)) == (default, default is not None)
+
+
 def test_it_compiles_without_what_only_stages_need() -> None:
     blocked = ["torch", "transformers", "tokenizers", "safetensors", "numba", "plotly", "tensorboard"]
     program = (
