@@ -1,5 +1,7 @@
 """What `vapo lineage` is asked for: from a run's name, a path or a digest to the graph of all that led to it."""
 
+from pipelines.seaweed import BUCKET
+from pipelines.stores import EMBEDDED
 from pipelines.workdir import Workdir
 from vapo.errors import UserError
 from vapo.lineage.graph import Graph, find_artifact, node_at, read_nodes, trace
@@ -31,3 +33,9 @@ def lineage_of(workdir: Workdir, what: str, iteration: int | None = None) -> Gra
         raise UserError(f"--iteration {iteration}: run {what!r} has policies after iterations 0 to {last}")
     found = policies[iteration]
     return trace(nodes, found, stages[found.record.stage])
+
+
+def store_of(graph: Graph) -> str:
+    """The store that must be open to read a graph's checkpoints, as `stores.opened` takes it: the embedded or none."""
+    stores = {node.record.parameters.get("store") for node in graph.nodes}
+    return EMBEDDED if f"s3://{BUCKET}" in stores else ""

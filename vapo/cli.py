@@ -195,8 +195,8 @@ def lineage(
 
     With --verify the exit code is 1 if anything is missing or was changed since.
     """
-    from pipelines.lineage import lineage_of
-    from pipelines.stores import EMBEDDED, opened
+    from pipelines.lineage import lineage_of, store_of
+    from pipelines.stores import opened
     from pipelines.workdir import Workdir
     from vapo.lineage.graph import dump
     from vapo.lineage.page import page
@@ -215,7 +215,7 @@ def lineage(
     elif not verify:
         typer.echo("\n".join(lines(graph)))
     if verify:
-        with opened(EMBEDDED if place.server.is_dir() else "", place):  # checkpoints may lie in its bucket
+        with opened(store_of(graph), place):
             wrong = wrong_with(graph)
         for line in wrong:
             typer.echo(line, err=True)

@@ -117,6 +117,13 @@ def test_nothing_writes_a_secret_down(embedded: Embedded) -> None:
         assert secret not in embedded.told
 
 
+def test_lineage_recomputes_the_digests_in_the_bucket(embedded: Embedded) -> None:
+    run = folder_of(embedded.done.stdout).name
+    done = vapo("lineage", run, "--verify", "--workdir", embedded.workdir)
+    assert done.returncode == 0, done.stderr
+    assert "all as recorded" in done.stdout
+
+
 def test_evaluate_finds_the_checkpoints_again(embedded: Embedded) -> None:
     name = folder_of(embedded.done.stdout).name
     asked = ("--problems", "tiny", "--store", "s3", "--samples", "2", "--set", "runtime.threads=1")
