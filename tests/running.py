@@ -22,7 +22,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from vapo.errors import UserError
 from vapo.progress import parse
+from vapo.recipe import Rollout
+from vapo.rollout.installed import check_installed
 from vapo.schemas import HISTORY, name_of
 from vapo.tables import read_table
 
@@ -30,6 +33,15 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ("tiny", "--set", "runtime.threads=1")  # two threads on two busy cores are ten times slower than one
 SECRET = "not-a-real-secret-5f1c"  # stands in the environment of every run; nothing may write it down
 MARK = "VAPO_TEST_MARK"  # environment variable by which the processes of one run are found
+
+
+def vllm_wants() -> str:
+    """Why vLLM cannot run here, with the cure; empty if it can."""
+    try:
+        check_installed(Rollout(engine="vllm"))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def environment(mark: str = "") -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -13,15 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import ROOT, TINY, alive, assert_refused, children, environment, kill, records, running
+from tests.running import ROOT, TINY, alive, assert_refused, children, environment, kill, records, running, vllm_wants
 
 # vLLM's attention on a CPU wants heads of 32.
 VLLM = (*TINY, "--set", "rollout.engine=vllm", "--set", "base_model.hidden_size=64")
 START = 400.0  # seconds within which vLLM starts on a machine that has much else to do
-needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None,
-    reason="vLLM is not installed: make setup-dev, or pip install 'vapo[vllm]' where there is a GPU",
-)
+needs_vllm = pytest.mark.skipif(bool(vllm_wants()), reason=vllm_wants())
 HIDE = """
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec

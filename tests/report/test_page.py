@@ -176,9 +176,13 @@ def write_history(path: Path, rows: list[tuple[int, str, str, float]]) -> None:
     write_rows(path, HISTORY, *map(list, zip(*rows, strict=True)))
 
 
+REASONING_GYM = json.dumps({"dataset": "chain_sum", "entry": {"question": "3 + 4", "answer": "7"}})
+
+
 def build(folder: Path, iterations: int = 4, problems: int = 6, samples: int = 2) -> dict[str, Any]:
     """All inputs of the report in `folder`, as its keyword arguments."""
-    ids, family, truth = [f"p{at}" for at in range(problems)], ["chain"] * problems, ["7"] * problems
+    ids, family, truth = [f"p{at}" for at in range(problems)], ["chain"] * problems, ["7", REASONING_GYM] * problems
+    truth = truth[:problems]
     steps = [5 + 3 * at % 35 for at in range(problems)]
     prompts = [f"start 4 {' '.join(f'#{i + 1} +2' for i in range(step))} ?" for step in steps]
     write_rows(folder / "prompts", PROMPTS, ids, prompts, truth, family, steps)

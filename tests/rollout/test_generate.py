@@ -17,11 +17,12 @@ from vapo.recipe import Rollout
 from vapo.rollout.decoder import Decoder
 from vapo.rollout.engine import generate
 from vapo.rollout.generate import rollout, stop_token_of
-from vapo.schemas import PROMPTS, REWARDS, ROLLOUTS
+from vapo.schemas import REWARDS, ROLLOUTS
 from vapo.store import save_checkpoint
 from vapo.tables import flat, read_table, rows, write_table
 
 from .conftest import EOS, VOCABULARY
+from .policies import write_prompts
 
 Make = Callable[[str], tuple[Path, Any]]
 WORDS = ["<pad>", "<eos>", *(f"w{i}" for i in range(2, VOCABULARY))]
@@ -45,20 +46,8 @@ def place(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the policy's manifest and PROMPTS."""
     root = tmp_path_factory.mktemp("rollout")
     save_checkpoint(folder, root / "policy.json", store=str(root / "store"), kind="policy", facts={})
-    prompts(root / "prompts", TEXTS)
+    write_prompts(root / "prompts", TEXTS)
     return root
-
-
-def prompts(path: Path, texts: list[str]) -> None:
-    count = len(texts)
-    columns = {
-        "prompt_id": [f"p{i}" for i in range(count)],
-        "prompt": texts,
-        "ground_truth": ["7"] * count,
-        "family": ["f"] * count,
-        "difficulty": [0] * count,
-    }
-    write_table(path, PROMPTS, columns)
 
 
 def run(place: Path, name: str, section: Rollout = SECTION, **changed: Any) -> dict[str, float]:
@@ -143,16 +132,16 @@ def test_more_prompts_than_there_are_means_all_once(place: Path) -> None:
 
 
 def test_a_prompt_without_a_token(place: Path) -> None:
-    prompts(place / "empty", ["w3", "  "])
+    write_prompts(place / "empty", ["w3", "  "])
     with pytest.raises(UserError, match="prompt p1 has no token"):
         run(place, "x", prompts=place / "empty")
 
 
 def test_a_prompt_that_leaves_no_room(place: Path) -> None:
-    prompts(place / "long", [" ".join(["w3"] * 237)])
+    write_prompts(place / "long", [" ".join(["w3"] * 237)])
     with pytest.raises(UserError, match=r"prompt p0 has 237 tokens; .*max_new_tokens 20 .* 256 positions"):
         run(place, "x", prompts=place / "long")
-    prompts(place / "fits", [" ".join(["w3"] * 236)])
+    write_prompts(place / "fits", [" ".join(["w3"] * 236)])
     assert run(place, "x", prompts=place / "fits")["responses"] == 4
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.running import ROOT, environment, marked
+from tests.running import ROOT, environment, marked, vllm_wants
 from vapo.recipe import Rollout
 
 from .conftest import EOS
@@ -24,10 +23,7 @@ from .policies import execute_to_end, executing, make_place, make_policy, parts_
 
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed: make setup-dev, or pip install 'vapo[vllm]' where there is a GPU",
-    ),
+    pytest.mark.skipif(bool(vllm_wants()), reason=vllm_wants()),
 ]
 
 SECTION = Rollout(engine="vllm", samples=4, max_new_tokens=24, batch_size=64)
