@@ -8,6 +8,7 @@ from google.protobuf import json_format
 from kfp.dsl.base_component import BaseComponent
 
 from pipelines.expansion import expanded
+from pipelines.images import image_of
 from pipelines.merging import merged
 from pipelines.outside import READS, stamp
 from pipelines.training import training_pipeline
@@ -19,14 +20,15 @@ DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # with libyaml where the
 
 def compile_pipeline(
     recipe: Recipe,
-    image: str,
+    image: str = "",
     pipeline_of: Callable[[Recipe], BaseComponent] = training_pipeline,
     *,
     share: bool = False,
 ) -> str:
-    """The IR of a recipe's pipeline as YAML text, every stage in `image`.
+    """The IR of a recipe's pipeline as YAML text.
 
     Args:
+        image: that every stage runs in; empty: the recipe says which (`images`).
         share: give equal tasks one component, as a cluster needs it (`merging`); otherwise each has its own, as
             kfp.local needs it (`expansion`): its output folders are named by components.
     """
@@ -40,9 +42,10 @@ def compile_pipeline(
     outside = recipe.outside()
     for executor in document["deploymentSpec"]["executors"].values():
         container = executor["container"]
-        container["image"] = image
-        container.setdefault("env", []).append({"name": IMAGE, "value": image})
-        if paths := outside.get(_stage_of(container)):
+        stage = _stage_of(container)
+        container["image"] = image or image_of(stage, recipe)
+        container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
+        if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})
     if share:
         document, platforms = merged(document, platforms)

@@ -225,7 +225,7 @@ def test_compile_writes_what_kubeflow_takes(tmp_path: Path) -> None:
     assert "2 ppo_update" in done.stdout
     loaded = components.load_component_from_file(str(tmp_path / "out" / "tiny.yaml"))
     assert loaded.name == "vapo-tiny"
-    assert load_recipe("tiny").runtime.image in (tmp_path / "out" / "tiny.yaml").read_text()
+    assert "vapo-rollout:" in (tmp_path / "out" / "tiny.yaml").read_text()
 
 
 def test_compile_names_its_file_after_the_recipe(tmp_path: Path) -> None:

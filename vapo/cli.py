@@ -98,7 +98,7 @@ def compile_(
     from vapo.tables import write_text
 
     resolved = load_recipe(recipe, set_ or [])
-    ir = compile_pipeline(resolved, resolved.runtime.image, share=True)
+    ir = compile_pipeline(resolved, share=True)
     path = output or Path(f"{resolved.name}.yaml")
     write_text(path, ir)
     tasks = stages_of(ir)

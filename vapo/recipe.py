@@ -15,7 +15,6 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from vapo import __version__
 from vapo.errors import UserError
 
 RECIPES = Path(__file__).resolve().parent.parent / "pipelines" / "recipes"
@@ -418,10 +417,47 @@ class Report(Section):
     samples: int = Field(12, ge=0, description="responses shown with verdicts and token credit")
 
 
+class Resources(Section):
+    """What the pods of one stage ask of a cluster, as Kubernetes writes it; empty or 0: nothing is said.
+
+    It changes no result: a run on this machine ignores it.
+    """
+
+    image: str = Field("", description="empty: runtime.image, or the stage's own of components/images/references.toml")
+    cpu: str = Field("", description="cores, request and limit, say '8' or '500m'")
+    memory: str = Field("", description="request and limit, say '64Gi'")
+    accelerator: str = Field("", description="the device's resource name, say 'nvidia.com/gpu'")
+    accelerators: int = Field(0, ge=0, description="how many of them")
+    shared_memory: str = Field("", description="size of /dev/shm, say '16Gi': tensor parallelism and NCCL need it")
+    node_selector: dict[str, str] = Field({}, description="labels that the node must have")
+    tolerations: tuple[dict[str, str | int], ...] = Field((), description="as in a pod: key, operator, value, effect")
+    time_limit: int = Field(0, ge=0, description="seconds after which the task is ended")
+    retries: int = Field(0, ge=0, description="how often a failed task is tried again")
+    queue: str = Field("", description="Kueue's LocalQueue for the pods")
+    cache_volume: str = Field("", description="a PersistentVolumeClaim that is mounted at /cache: models, partial work")
+
+
+class StageResources(Section):
+    """[resources.<stage>]: what every stage's pods ask for."""
+
+    problems: Resources = Resources()
+    base_model: Resources = Resources()
+    rollout: Resources = Resources()
+    verification: Resources = Resources()
+    value_pretraining: Resources = Resources()
+    advantages: Resources = Resources()
+    ppo_update: Resources = Resources()
+    evaluation: Resources = Resources()
+    history: Resources = Resources()
+    report: Resources = Resources()
+
+
 class Runtime(Section):
     """Where the pipeline runs."""
 
-    image: str = Field(f"vapo:{__version__}", min_length=1, description="the image of every stage on a cluster")
+    image: str = Field(
+        "", description="the image of every stage on a cluster; empty: those of components/images/references.toml"
+    )
     threads: int = Field(0, ge=0, description="CPU threads of a stage; 0: all there are")
     store: str = Field(
         "",
@@ -456,6 +492,7 @@ class Recipe(Section):
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
+    resources: StageResources = StageResources()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
