@@ -16,7 +16,7 @@ from tests.running import ROOT
 
 
 def execute(ir: str, workdir: Path, *, apart: bool = False, cache: bool = True, **parameters: Any) -> dict[str, Any]:
-    """The outputs of a pipeline; its artifacts lie in `workdir`/artifacts, checkpoints in `workdir`/store.
+    """The outputs of a pipeline; its artifacts lie in `workdir`/.vapo/artifacts, checkpoints in `workdir`/store.
 
     Args:
         apart: give every execution a folder of its own, as a cluster does. kfp.local names folders by component, so
@@ -33,7 +33,7 @@ def execute(ir: str, workdir: Path, *, apart: bool = False, cache: bool = True, 
             )
         local.init(
             runner=local.SubprocessRunner(use_venv=False),
-            pipeline_root=str(workdir / "artifacts"),
+            pipeline_root=str(workdir / ".vapo" / "artifacts"),
             enable_caching=cache,
             cache_root=str(workdir / "cache"),
         )

@@ -105,7 +105,7 @@ def test_two_segments_are_one_run(tmp_path: Path) -> None:
     assert sha256(_critic(ended)) == sha256(_critic(whole))
     assert untimed(Path(ended["history"].path)) == untimed(Path(whole["history"].path))
 
-    graph = trace(read_nodes(tmp_path / "artifacts"), node_at(Path(ended["page"].path).parent), "page")
+    graph = trace(read_nodes(tmp_path / ".vapo" / "artifacts"), node_at(Path(ended["page"].path).parent), "page")
     assert graph.unknown == ()
     stages = [node.record.stage for node in graph.nodes]
     assert {"take_over", "problems", "base_model", "value_pretraining"} <= set(stages)
