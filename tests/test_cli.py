@@ -20,7 +20,7 @@ from vapo import __version__
 from vapo.recipe import available_recipes, load_recipe
 
 HEAVY = ("torch", "transformers", "kfp", "pyarrow", "numpy", "pipelines", "vapo.recipe")
-COMMANDS = ("run", "compile", "report", "evaluate")
+COMMANDS = ("run", "compile", "report", "evaluate", "submit", "watch", "stop", "retry")
 
 
 # Quick answers
