@@ -109,4 +109,5 @@ def _amount_fault(resource: str, amount: str | float) -> str:
     if not QUANTITY.fullmatch(str(amount)):
         return f"{amount!r} is no quantity, such as 500m, 2, 64Gi"
     device = "/" in resource and not resource.startswith("count/")
-    return f"{amount!r}: a device is not divided" if device and not str(amount).isdecimal() else ""
+    whole = re.fullmatch(r"\d+(\.0*)?", str(amount))
+    return f"{amount!r}: a device is not divided" if device and not whole else ""
