@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,13 @@ Every = Annotated[float, typer.Option("--every", min=0.1, help="seconds between 
 Wait = Annotated[bool, typer.Option("--wait", help="show it until it ends; exit code 1 if it does not succeed")]
 WORKDIR = Path("runs")
 SKIP_BAD_ROWS = "problems.skip_bad_rows=true"
+
+
+class Format(StrEnum):
+    """What `vapo compile` writes."""
+
+    IR = "ir"
+    KUBERNETES = "kubernetes"
 
 
 @app.callback(invoke_without_command=True)
@@ -106,19 +114,24 @@ def compile_(
         Path | None, typer.Option("-o", "--output", dir_okay=False, help="the file; default RECIPE.yaml")
     ] = None,
     set_: Set = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="ir: what is uploaded; kubernetes: the objects Pipeline, PipelineVersion")
+    ] = Format.IR,
 ) -> None:
-    """Write the IR YAML that a cluster takes."""
+    """Write the IR YAML that a cluster takes, or the objects of a cluster that keeps pipelines in Kubernetes."""
     from pipelines.compiling import compile_pipeline, stages_of
+    from pipelines.gitops import as_text
     from vapo.recipe import load_recipe
     from vapo.tables import write_text
 
     resolved = load_recipe(recipe, set_ or [])
     ir = compile_pipeline(resolved, share=True)
-    path = output or Path(f"{resolved.name}.yaml")
-    write_text(path, ir)
+    text = as_text(ir) if format_ == Format.KUBERNETES else ir
+    path = output or Path(f"{resolved.name}{'-kubernetes' if format_ == Format.KUBERNETES else ''}.yaml")
+    write_text(path, text)
     tasks = stages_of(ir)
     shown = ", ".join(f"{count} {stage}" for stage, count in tasks.items())
-    typer.echo(f"{path}: {len(ir.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})")
+    typer.echo(f"{path}: {len(text.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})")
 
 
 @app.command()
