@@ -11,6 +11,7 @@ from pipelines.expansion import expanded
 from pipelines.images import image_of
 from pipelines.merging import merged
 from pipelines.outside import READS, stamp
+from pipelines.resources import with_resources
 from pipelines.training import training_pipeline
 from vapo.recipe import Recipe
 from vapo.stage import IMAGE
@@ -29,8 +30,9 @@ def compile_pipeline(
 
     Args:
         image: that every stage runs in; empty: the recipe says which (`images`).
-        share: give equal tasks one component, as a cluster needs it (`merging`); otherwise each has its own, as
-            kfp.local needs it (`expansion`): its output folders are named by components.
+        share: for a cluster: with what its pods ask for (`resources`), and equal tasks have one component
+            (`merging`). Otherwise each has its own, as kfp.local needs it (`expansion`): its output folders are named
+            by components.
     """
     pipeline = pipeline_of(recipe)
     # What kfp's compiler would write to a file: through YAML it takes a hundred times as long.
@@ -40,15 +42,16 @@ def compile_pipeline(
         parameter = document["root"]["inputDefinitions"]["parameters"]["store"]
         parameter |= {"defaultValue": recipe.runtime.store, "isOptional": True}
     outside = recipe.outside()
-    for executor in document["deploymentSpec"]["executors"].values():
+    stages = {}
+    for label, executor in document["deploymentSpec"]["executors"].items():
         container = executor["container"]
-        stage = _stage_of(container)
+        stages[label] = stage = _stage_of(container)
         container["image"] = image or image_of(stage, recipe)
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
         if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})
     if share:
-        document, platforms = merged(document, platforms)
+        document, platforms = merged(*with_resources(document, platforms, recipe, stages))
     else:  # kfp.local knows no platform
         document, platforms = expanded(document), {}
     documents = [document, platforms] if platforms else [document]
