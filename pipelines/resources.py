@@ -1,11 +1,11 @@
 """What a recipe's stages ask of a cluster, put into a compiled pipeline: pods, and parameters to ask for other ones.
 
-Images, CPU, memory and accelerators become parameters of the pipeline (`rollout_image`, `ppo_update_memory`, ...) that
-every DAG hands down to its tasks, as kfp's own compiler does it for `task.set_memory_limit(parameter)`. In KFP 2.17 a
-task's parameters are part of its key in the cluster's cache (backend/src/v2/driver/cache.go), and placeholders are
-looked up among them alone (resolvePodSpecInputRuntimeParameter): a stage that is given more memory at submission is
-executed again, and what follows from it too. With `runtime.fixed` they are constants, of which the key holds the image
-alone. All else (labels, tolerations, time limits, ...) is constant, and only a volume's name is part of the key.
+Images, CPU, memory and accelerators become parameters of the pipeline (`rollout_memory`, `every_cpu`, ...) that every
+DAG hands down to its tasks, as kfp's own compiler does it for `task.set_memory_limit(parameter)`. In KFP 2.17 a task's
+parameters are part of its key in the cluster's cache (backend/src/v2/driver/cache.go), and placeholders are looked up
+among them alone (resolvePodSpecInputRuntimeParameter): a stage that is given more memory at submission is executed
+again, and what follows from it too. With `runtime.fixed` they are constants, of which the key holds the image alone.
+All else (labels, tolerations, time limits, ...) is constant, and only a volume's name is part of the key.
 """
 
 import copy
@@ -72,9 +72,12 @@ def _values(asked: Resources, image: str) -> dict[str, str]:
 
 
 def _parameter(stage: str, key: str, recipe: Recipe) -> str:
-    """The parameter's name: stages whose image is their kind's share it, say cpu_image."""
-    shared = key == "image" and not getattr(recipe.resources, stage).image
-    return f"{kind_of(stage, recipe) if shared else stage}_{key}"
+    """The parameter's name: the recipe's table that says it, and its key; images that none says are their kind's."""
+    if getattr(getattr(recipe.resources, stage), key):
+        return f"{stage}_{key}"
+    if key == "image" and not recipe.resources.every.image:
+        return f"{kind_of(stage, recipe)}_image"
+    return f"every_{key}"
 
 
 def _ask(container: dict[str, Any], values: Mapping[str, str], asked: Resources) -> None:

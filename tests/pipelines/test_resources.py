@@ -245,13 +245,13 @@ def test_launchers_of_training_jobs_ask_for_no_accelerator() -> None:
 def test_what_is_given_at_submission_reaches_its_stage_and_no_other() -> None:
     found = load_recipe("qwen2.5_32b_aime", ["iterations=2", "resources.report.image=own:1"])
     ir = compile_pipeline(found, share=True)
-    given = {"rollout_memory": "640Gi", "train_image": "new:2", "ppo_update_cpu": "12", "report_image": "own:2"}
+    given = {"rollout_memory": "640Gi", "train_image": "new:2", "every_cpu": "12", "report_image": "own:2"}
     before = {path: container for path, _, container in resolved(ir)}
     changed = {}
     for path, _, container in resolved(ir, given):
         if container != before[path]:
             changed[stage_of(container)] = container
-    assert set(changed) == {"rollout", "base_model", "value_pretraining", "advantages", "ppo_update", "report"}
+    assert set(changed) == {stage_of(container) for container in before.values()} - {"verification"}
     assert changed["rollout"]["resources"]["resourceMemoryLimit"] == "640Gi"
     assert changed["advantages"]["image"] == "new:2"
     assert changed["ppo_update"]["resources"]["resourceCpuRequest"] == "12"
