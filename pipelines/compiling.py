@@ -12,6 +12,8 @@ from pipelines.images import image_of
 from pipelines.merging import merged
 from pipelines.outside import READS, stamp
 from pipelines.resources import with_resources
+from pipelines.segments import Segment
+from pipelines.stopping import conditional
 from pipelines.training import training_pipeline
 from pipelines.writing import as_yaml
 from vapo.recipe import Recipe
@@ -21,9 +23,10 @@ from vapo.stage import IMAGE
 def compile_pipeline(
     recipe: Recipe,
     image: str = "",
-    pipeline_of: Callable[[Recipe], BaseComponent] = training_pipeline,
+    pipeline_of: Callable[..., BaseComponent] = training_pipeline,
     *,
     share: bool = False,
+    segment: Segment | None = None,
 ) -> str:
     """The IR of a recipe's pipeline as YAML text.
 
@@ -32,8 +35,9 @@ def compile_pipeline(
         share: for a cluster: with what its pods ask for (`resources`), and equal tasks have one component
             (`merging`). Otherwise each has its own, as kfp.local needs it (`expansion`): its output folders are named
             by components.
+        segment: the part of the training that this run does; None: all of it.
     """
-    pipeline = pipeline_of(recipe)
+    pipeline = pipeline_of(recipe, segment) if segment else pipeline_of(recipe)
     # What kfp's compiler would write to a file: through YAML it takes a hundred times as long.
     document = json_format.MessageToDict(pipeline.pipeline_spec)
     platforms = json_format.MessageToDict(pipeline.platform_spec)
@@ -43,12 +47,15 @@ def compile_pipeline(
     outside = recipe.outside()
     stages = {}
     for label, executor in document["deploymentSpec"]["executors"].items():
+        if "container" not in executor:  # an importer
+            continue
         container = executor["container"]
         stages[label] = stage = _stage_of(container)
         container["image"] = image or image_of(stage, recipe)
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
         if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})
+    document = conditional(document, local=not share)
     if share:
         document, platforms = merged(*with_resources(document, platforms, recipe, stages))
     else:  # kfp.local knows no platform
@@ -69,7 +76,8 @@ def stages_of(ir: str) -> dict[str, int]:
             if "dag" in inner:
                 walk(inner)
                 continue
-            stage = _stage_of(executors[inner["executorLabel"]]["container"])
+            executor = executors[inner["executorLabel"]]
+            stage = _stage_of(executor["container"]) if "container" in executor else "importer"
             counts[stage] = counts.get(stage, 0) + 1
 
     walk(document["root"])

@@ -11,7 +11,8 @@ from kubernetes.utils.quantity import parse_quantity
 
 from vapo.errors import UserError
 from vapo.kubernetes import quantity
-from vapo.recipe import Recipe, parse_recipe
+from vapo.recipe import Recipe, StageResources, parse_recipe
+from vapo.stage import STAGES
 
 SMALLEST: dict[str, Any] = {"problems": {"examples": 10}}
 GPU = {"accelerator": "nvidia.com/gpu", "accelerators": 8}
@@ -164,6 +165,10 @@ def test_what_kubernetes_takes() -> None:
     pods = found.resources.of("rollout")
     assert (pods.cpu, pods.shared_memory) == ("8", "1000000000.0")
     assert found.resources.of("history").cpu == ""
+
+
+def test_every_stage_has_a_table() -> None:
+    assert set(StageResources.model_fields) == {*STAGES, "every"}
 
 
 def test_a_stages_own_table_is_above_that_of_every_stage() -> None:
