@@ -11,6 +11,7 @@ from pipelines.expansion import expanded
 from pipelines.images import image_of
 from pipelines.merging import merged
 from pipelines.outside import READS, stamp
+from pipelines.resources import with_resources
 from pipelines.segments import Segment
 from pipelines.stopping import conditional
 from pipelines.training import training_pipeline
@@ -31,8 +32,9 @@ def compile_pipeline(
 
     Args:
         image: that every stage runs in; empty: the recipe says which (`images`).
-        share: give equal tasks one component, as a cluster needs it (`merging`); otherwise each has its own, as
-            kfp.local needs it (`expansion`): its output folders are named by components.
+        share: for a cluster: with what its pods ask for (`resources`), and equal tasks have one component
+            (`merging`). Otherwise each has its own, as kfp.local needs it (`expansion`): its output folders are named
+            by components.
         segment: the part of the training that this run does; None: all of it.
     """
     pipeline = pipeline_of(recipe, segment) if segment else pipeline_of(recipe)
@@ -43,18 +45,19 @@ def compile_pipeline(
         parameter = document["root"]["inputDefinitions"]["parameters"]["store"]
         parameter |= {"defaultValue": recipe.runtime.store, "isOptional": True}
     outside = recipe.outside()
-    for executor in document["deploymentSpec"]["executors"].values():
+    stages = {}
+    for label, executor in document["deploymentSpec"]["executors"].items():
         if "container" not in executor:  # an importer
             continue
         container = executor["container"]
-        stage = _stage_of(container)
+        stages[label] = stage = _stage_of(container)
         container["image"] = image or image_of(stage, recipe)
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
         if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})
     document = conditional(document, local=not share)
     if share:
-        document, platforms = merged(document, platforms)
+        document, platforms = merged(*with_resources(document, platforms, recipe, stages))
     else:  # kfp.local knows no platform
         document, platforms = expanded(document), {}
     documents = [document, platforms] if platforms else [document]
