@@ -1,6 +1,7 @@
 """From a recipe to the IR YAML that kfp.local and a cluster take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -24,6 +25,7 @@ def compile_pipeline(
     pipeline_of: Callable[[Recipe], BaseComponent] = training_pipeline,
     *,
     share: bool = False,
+    marks: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The IR of a recipe's pipeline as YAML text.
 
@@ -31,6 +33,7 @@ def compile_pipeline(
         image: that every stage runs in; empty: the recipe says which (`images`).
         share: give equal tasks one component, as a cluster needs it (`merging`); otherwise each has its own, as
             kfp.local needs it (`expansion`): its output folders are named by components.
+        marks: variables for the environment of every stage, which are part of kfp.local's cache keys.
     """
     pipeline = pipeline_of(recipe)
     # What kfp's compiler would write to a file: through YAML it takes a hundred times as long.
@@ -41,10 +44,13 @@ def compile_pipeline(
         parameter |= {"defaultValue": recipe.runtime.store, "isOptional": True}
     outside = recipe.outside()
     for executor in document["deploymentSpec"]["executors"].values():
+        if "container" not in executor:  # an importer
+            continue
         container = executor["container"]
         stage = _stage_of(container)
         container["image"] = image or image_of(stage, recipe)
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
+        container["env"] += [{"name": name, "value": value} for name, value in marks.items()]
         if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})
     if share:
@@ -67,8 +73,10 @@ def stages_of(ir: str) -> dict[str, int]:
             if "dag" in inner:
                 walk(inner)
                 continue
-            stage = _stage_of(executors[inner["executorLabel"]]["container"])
-            counts[stage] = counts.get(stage, 0) + 1
+            executor = executors[inner["executorLabel"]]
+            if "container" in executor:
+                stage = _stage_of(executor["container"])
+                counts[stage] = counts.get(stage, 0) + 1
 
     walk(document["root"])
     return counts

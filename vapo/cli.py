@@ -66,9 +66,10 @@ def run(
     """
     from pipelines.local import check
     from pipelines.local import run as run_locally
+    from pipelines.rerunning import resume as go_on_with_rerun
     from pipelines.watching import console
-    from pipelines.workdir import Workdir
-    from vapo.recipe import load_recipe
+    from pipelines.workdir import RERUN, Workdir
+    from vapo.recipe import load_recipe, read_resolved
 
     if not recipe and not resume:
         raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
@@ -77,11 +78,15 @@ def run(
     settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else []), *_store(store)]
     resolved = load_recipe(recipe, settings) if recipe else None
     place = Workdir(workdir)
-    resolved = resolved or place.interrupted()
+    interrupted = place.root if resolved else place.interrupted()
+    resolved = resolved or read_resolved(interrupted / "recipe.json")
     check(resolved)
     if fresh:
         place.forget()
-    run_locally(resolved, place, console(), warm=not cold)
+    if (interrupted / RERUN).is_file():
+        go_on_with_rerun(interrupted, place, console(), warm=not cold)
+    else:
+        run_locally(resolved, place, console(), warm=not cold)
 
 
 @app.command("compile")
@@ -125,6 +130,44 @@ def report(
     if wrong:
         raise UserError(f"--set {wrong[0]}: 'vapo report' changes the [report] section only; use 'vapo run' for others")
     run_locally(override(read_resolved(place.find(run) / "recipe.json"), set_ or []), place, console())
+
+
+@app.command()
+def rerun(
+    run: Annotated[str, typer.Argument(help="a run's name, as 'vapo run' printed it", metavar="RUN")],
+    stage: Annotated[str, typer.Option("--stage", help="the stage, say advantages")],
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", min=0, help="of the run; needed if the stage ran in several")
+    ] = None,
+    purpose: Annotated[
+        str, typer.Option("--purpose", help="what it ran for: training, evaluation, value_pretraining")
+    ] = "",
+    downstream: Annotated[
+        bool, typer.Option("--downstream", help="and everything that follows from it, to the report")
+    ] = False,
+    set_: Set = None,
+    workdir: Where = WORKDIR,
+    cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
+) -> None:
+    """Run a stage again from the artifacts that a run recorded, and say what came out the same.
+
+    The result is a run of its own beside the other one, which stays as it is.
+    """
+    from pipelines.rerunning import rerun as run_again
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+
+    run_again(
+        run,
+        Workdir(workdir),
+        console(),
+        stage,
+        iteration=iteration,
+        purpose=purpose,
+        downstream=downstream,
+        settings=set_ or [],
+        warm=not cold,
+    )
 
 
 @app.command()
