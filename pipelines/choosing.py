@@ -26,7 +26,7 @@ def chosen(tasks: Sequence[Node], stage: str, iteration: int | None, purpose: st
     when = iterations_of(tasks)
     found = [node for node in of_stage if iteration in (None, when[node.digest])]
     if not found:
-        raise UserError(f"--iteration {iteration}: {stage} ran in {_listed(when[node.digest] for node in of_stage)}")
+        raise UserError(f"--iteration {iteration}: {stage} ran in {listed(when[node.digest] for node in of_stage)}")
     purposes = list(dict.fromkeys(purpose_of(node) for node in found))
     wanted = purpose or (TRAINING if TRAINING in purposes else purposes[0])
     if wanted not in purposes:
@@ -36,7 +36,7 @@ def chosen(tasks: Sequence[Node], stage: str, iteration: int | None, purpose: st
     found = [node for node in found if purpose_of(node) == wanted]
     iterations = {when[node.digest] for node in found}
     if len(iterations) > 1:
-        raise UserError(f"--stage {stage}: it ran in {_listed(iterations)}: say which with --iteration")
+        raise UserError(f"--stage {stage}: it ran in {listed(iterations)}: say which with --iteration")
     return found
 
 
@@ -72,7 +72,7 @@ def purpose_of(node: Node) -> str:
     return node.record.purpose or TRAINING
 
 
-def _listed(iterations: Iterable[int]) -> str:
+def listed(iterations: Iterable[int]) -> str:
     """Say "iterations 0, 2 to 16"."""
     found = sorted(set(iterations))
     parts: list[str] = []

@@ -26,8 +26,8 @@ def lineage_of(workdir: Workdir, what: str, iteration: int | None = None) -> Gra
             raise UserError(f"--iteration {iteration} is for a run's name, and {what!r} is none: there are {runs}")
         return trace(nodes, *find_artifact(nodes, what))
     if not (workdir.root / what / "report.html").is_file() and ended(workdir.root / what):
-        *_, last = tasks_of(workdir, workdir.root / what, nodes)  # of a rerun without the report
-        graph = trace(nodes, last, min(last.record.outputs.keys() - {METRICS}, default=METRICS))
+        task = tasks_of(workdir, workdir.root / what, nodes)[-1]  # of a rerun without the report
+        graph = trace(nodes, task, min(task.record.outputs.keys() - {METRICS}, default=METRICS))
     else:
         graph = trace(nodes, node_at(workdir.last_task(what)), "page")
     if iteration is None:

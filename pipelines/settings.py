@@ -68,10 +68,14 @@ def check_settings(settings: Iterable[str], nodes: Iterable[Node], recipe: Recip
         except UserError:  # it is valid together with the others
             alone = after
         if not any(_differs(node, recipe, alone) for node in wanted):
-            names = [stage for stage, purpose in SECTIONS if _sets(stage, purpose, recipe, alone)]
-            read_by = f"it is for {', '.join(dict.fromkeys(names))}" if names else "no stage has it"
+            read_by = [stage for stage, purpose in SECTIONS if _sets(stage, purpose, recipe, alone)]
             done = ", ".join(dict.fromkeys(node.record.stage for node in wanted))
-            raise UserError(f"--set {text}: {read_by}, but what is done again is {done}: add --downstream, or drop it")
+            if not read_by:
+                raise UserError(f"--set {text}: the run has that already, or no stage reads it: leave it out")
+            raise UserError(
+                f"--set {text}: it is for {', '.join(dict.fromkeys(read_by))}, but what is done again is {done}: "
+                "rerun that stage (--downstream takes along what follows), or leave the setting out"
+            )
     return after
 
 

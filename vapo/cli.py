@@ -171,6 +171,27 @@ def rerun(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="names of runs, the first one is what others are compared with")],
+    iteration: Annotated[int | None, typer.Option("--iteration", min=0, help="of this one alone")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    workdir: Where = WORKDIR,
+) -> None:
+    """Show what differs between runs: settings, artifacts, the columns of tables, metrics."""
+    from pipelines.comparing import comparison
+    from pipelines.watching import COLUMNS, console
+    from pipelines.workdir import Workdir
+    from vapo.compare.text import dump, tables
+
+    found = comparison(runs, Workdir(workdir), iteration)
+    if as_json:
+        typer.echo(dump(found), nl=False)
+        return
+    for part in tables(found, COLUMNS):
+        console().print(part)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="a local Hugging Face folder, or a run's name", metavar="MODEL")],
     problems: Annotated[

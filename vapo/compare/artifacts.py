@@ -26,17 +26,22 @@ def likeness(old: Path, new: Path) -> str:
 
 def timeless(path: Path) -> Any:
     """What metrics or a HISTORY say but for times; None for anything else."""
-    with path.open("rb") as file:
-        start = file.read(6)
-    if start == b"ARROW1":
+    if is_table(path):
         found = table_at(path)
         if name_of(found.schema) != name_of(HISTORY):
             return None
         return found.filter(pc.not_equal(found["name"], TIME)).replace_schema_metadata(None)
-    if start[:1] != b"{":
-        return None
+    with path.open("rb") as file:
+        if file.read(1) != b"{":
+            return None
     metrics = json.loads(path.read_text(encoding="utf-8"))
     return {name: value for name, value in metrics.items() if name != TIME} if TIME in metrics else None
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is an Arrow IPC file."""
+    with path.open("rb") as file:
+        return file.read(6) == b"ARROW1"
 
 
 def table_at(path: Path) -> pa.Table:
