@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.workdir import Workdir
 from vapo.errors import UserError
-from vapo.lineage.graph import Node, node_at, trace
+from vapo.lineage.graph import Node, node_at, read_nodes, trace
 from vapo.tables import write_text
 
 FILE = "records.txt"  # in a run's folder
@@ -59,9 +59,13 @@ def tasks_of(workdir: Workdir, folder: Path, nodes: list[Node]) -> list[Node]:
         UserError: a record is gone or was changed, or nothing tells which records are the run's.
     """
     digests = digests_of(folder)
+    if digests is None and folder.parent != workdir.root:
+        raise UserError(f"{folder} is of an older vapo, and tells not what it refers to: delete it, or evaluate again")
     if digests is None:  # a run that ended is known by what led to its page
         return list(reversed(trace(nodes, node_at(workdir.last_task(folder.name)), "page").nodes))
     by_digest = {node.digest: node for node in nodes}
+    if not by_digest.keys() >= set(digests):  # a task ended since they were read
+        by_digest = {node.digest: node for node in read_nodes(workdir.artifacts)}
     if lost := next((digest for digest in digests if digest not in by_digest), None):
         raise UserError(
             f"run {folder.name}: the record {lost[:12]} of one of its tasks is gone or was changed: "

@@ -192,6 +192,38 @@ def compare(
 
 
 @app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="remove it; without this it is listed only")] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="keep only these runs, not all; none: no run", metavar="RUN")
+    ] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--store",
+            help="also this folder or bucket, if no other machine or cluster keeps anything in it that is needed",
+            metavar="URI",
+        ),
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option("--older-than", min=0, help="hours: younger objects stay; 24 with --store, else 0", metavar="H"),
+    ] = None,
+    workdir: Where = WORKDIR,
+) -> None:
+    """List what no run refers to, and with --delete remove it: artifacts, cache entries, checkpoint objects.
+
+    A run is kept as long as its folder is there. What a run that is being executed may need stays.
+    """
+    from pipelines.collecting import collect
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+
+    given = {"keep": keep or [], "stores": store or []}
+    collect(Workdir(workdir), console(), delete=delete, **given, older_than=older_than)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="a local Hugging Face folder, or a run's name", metavar="MODEL")],
     problems: Annotated[
