@@ -107,7 +107,7 @@ class Workdir:
     def alone(self) -> Iterator[list[Owner]]:
         """The runs that are being executed now; no other begins before the block ends."""
         with self._tidying(fcntl.LOCK_EX):
-            folders = [*(path.parent for path in self.root.glob("*/lock")), *self.root.glob("evaluations/*")]
+            folders = [p for p in [*self.root.glob("*"), *self.root.glob("evaluations/*")] if p != self.shared]
             yield [owner for folder in folders if (owner := owner_of(folder))]
 
     @contextmanager
