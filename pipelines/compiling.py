@@ -13,10 +13,9 @@ from pipelines.images import image_of
 from pipelines.merging import merged
 from pipelines.outside import READS, stamp
 from pipelines.training import training_pipeline
+from pipelines.writing import as_yaml
 from vapo.recipe import Recipe
 from vapo.stage import IMAGE
-
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # with libyaml where there is one: 8 times faster
 
 
 def compile_pipeline(
@@ -58,7 +57,7 @@ def compile_pipeline(
     else:  # kfp.local knows no platform
         document, platforms = expanded(document), {}
     documents = [document, platforms] if platforms else [document]
-    return yaml.dump_all(documents, Dumper=DUMPER, sort_keys=True, width=120)
+    return as_yaml(documents)
 
 
 def stages_of(ir: str) -> dict[str, int]:

@@ -9,8 +9,8 @@ from components.base_model.component import base_model
 from components.history.component import history as record
 from components.problems.component import problems
 from components.report.component import report
+from pipelines.block import TABLES, blocks_of, pipelines_of
 from pipelines.evaluation import evaluate
-from pipelines.iteration import iteration_pipeline
 from pipelines.value_pretraining import pretrain_critic
 from vapo.recipe import Recipe, Section
 
@@ -21,20 +21,14 @@ class Outputs(NamedTuple):
     page: dsl.HTML
 
 
-def evaluated_iterations(recipe: Recipe) -> list[int]:
-    """After which iterations the policy is evaluated: 0, every few, and the last."""
-    every = range(0, recipe.iterations, recipe.evaluation.every)
-    return [*every, recipe.iterations]
-
-
 def training_pipeline(recipe: Recipe) -> BaseComponent:
     """The pipeline of a recipe; its sections are the pipeline's parameters.
 
-    What shapes the graph: iterations, evaluation.every, rollout.draws, and whether there is a critic
-    (advantages.estimator).
+    What shapes the graph: iterations, iterations_per_block, evaluation.every, rollout.draws, and whether there is a
+    critic (advantages.estimator).
     """
-    evaluated = evaluated_iterations(recipe)
-    iterate = iteration_pipeline(recipe.rollout.draws, recipe.has_critic)
+    blocks = blocks_of(recipe)
+    pipelines = pipelines_of(blocks, recipe.rollout.draws, recipe.has_critic)
 
     @dsl.pipeline(name=f"vapo-{recipe.name}", description="VAPO: value-based augmented PPO, arXiv 2504.05118")
     def training(
@@ -58,25 +52,32 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
         train_prompts, heldout_prompts = made.outputs["train_prompts"], made.outputs["heldout_prompts"]
         base = base_model(section=base_model_section, seed=seed, store=store, examples=made.outputs["examples"])
         begun = record(
-            iteration=0, purpose="training", problems=made.outputs["metrics"], base_model=base.outputs["metrics"]
+            block_start=0,
+            offset=0,
+            purpose="training",
+            problems=made.outputs["metrics"],
+            base_model=base.outputs["metrics"],
         )
         policy, history = base.outputs["policy"], begun.outputs["new_history"]
 
-        def evaluation_after(iteration: int) -> dsl.PipelineTask:
-            task = evaluate(
-                policy=policy,
-                prompts=heldout_prompts,
-                history=history,
-                rollout_section=evaluation_rollout_section,
-                verification_section=verification_section,
-                evaluation_section=evaluation_section,
-                iteration=iteration,
-                seed=seed,
-            )
-            return task.set_display_name(f"evaluation-{iteration:03d}")
-
-        measured = evaluation_after(0)
-        history, critic, pretraining = measured.outputs["history"], {}, {}
+        for_evaluation = {
+            "heldout_prompts": heldout_prompts,
+            "evaluation_rollout_section": evaluation_rollout_section,
+            "evaluation_section": evaluation_section,
+        }
+        before = evaluate(
+            policy=policy,
+            prompts=heldout_prompts,
+            history=history,
+            rollout_section=evaluation_rollout_section,
+            verification_section=verification_section,
+            evaluation_section=evaluation_section,
+            block_start=0,
+            offset=0,
+            seed=seed,
+        )
+        before.set_display_name("evaluation-000")
+        history, critic, pretraining = before.outputs["history"], {}, {}
         if recipe.has_critic:
             pretrained = pretrain_critic(
                 policy=policy,
@@ -91,47 +92,43 @@ def training_pipeline(recipe: Recipe) -> BaseComponent:
             pretrained.set_display_name("value-pretraining")
             history, critic = pretrained.outputs["history"], {"critic": pretrained.outputs["critic"]}
             pretraining = {"pretraining": pretrained.outputs["pretraining"]}
-        first = last = None
-        for number in range(1, recipe.iterations + 1):
-            last = iterate(
-                **critic,
-                policy=policy,
-                reference=base.outputs["policy"],
-                prompts=train_prompts,
-                history=history,
-                rollout_section=rollout_section,
-                verification_section=verification_section,
-                advantages_section=advantages_section,
-                ppo_update_section=ppo_update_section,
-                wanted_groups=wanted_groups,
-                iteration=number,
-                seed=seed,
-                store=store,
+        done = []
+        for block, pipeline in zip(blocks, pipelines, strict=True):
+            done.append(
+                pipeline(
+                    **critic,
+                    **(for_evaluation if block.evaluated else {}),
+                    policy=policy,
+                    reference=base.outputs["policy"],
+                    prompts=train_prompts,
+                    history=history,
+                    rollout_section=rollout_section,
+                    verification_section=verification_section,
+                    advantages_section=advantages_section,
+                    ppo_update_section=ppo_update_section,
+                    wanted_groups=wanted_groups,
+                    block_start=block.first,
+                    seed=seed,
+                    store=store,
+                ).set_display_name(block.name)
             )
-            last.set_display_name(f"iteration-{number:03d}")
-            first = first or last
-            policy, history = last.outputs["policy"], last.outputs["history"]
-            critic = {name: last.outputs[name] for name in critic}
-            if number in evaluated:
-                measured = evaluation_after(number)
-                history = measured.outputs["history"]
-        assert first is not None
-        assert last is not None
+            policy, history = done[-1].outputs["policy"], done[-1].outputs["history"]
+            critic = {name: done[-1].outputs[name] for name in critic}
+        shown = {
+            f"{when}_{table}": of.outputs[f"{when}_{table}"]
+            for when, of in (("first", done[0]), ("last", done[-1]))
+            for table in TABLES
+        }
         written = report(
             section=report_section,
             recipe=recipe_json,
             history=history,
             prompts=train_prompts,
             policy=policy,
-            first_rollouts=first.outputs["rollouts"],
-            first_rewards=first.outputs["rewards"],
-            first_experience=first.outputs["experience"],
-            last_rollouts=last.outputs["rollouts"],
-            last_rewards=last.outputs["rewards"],
-            last_experience=last.outputs["experience"],
-            evaluation=measured.outputs["evaluation"],
-            evaluation_rollouts=measured.outputs["rollouts"],
-            evaluation_rewards=measured.outputs["rewards"],
+            evaluation=done[-1].outputs["evaluation"],
+            evaluation_rollouts=done[-1].outputs["evaluation_rollouts"],
+            evaluation_rewards=done[-1].outputs["evaluation_rewards"],
+            **shown,
             evaluation_prompts=heldout_prompts,
             **pretraining,
         )

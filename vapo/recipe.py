@@ -482,6 +482,9 @@ class Recipe(Section):
     name: str = Field("vapo", pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)
     seed: int = Field(0, ge=0, lt=2**31)
     iterations: int = Field(16, gt=0)
+    iterations_per_block: int = Field(
+        10, gt=0, description="in one sub-pipeline of the graph; another number does what a run has done again"
+    )
     problems: Problems = Problems()
     base_model: BaseModelSection = BaseModelSection()
     rollout: Rollout = Rollout()

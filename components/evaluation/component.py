@@ -9,7 +9,8 @@ from components.image import IMAGE
 def evaluation(
     section: str,
     seed: int,
-    iteration: int,
+    block_start: int,
+    offset: int,
     prompts: dsl.Input[dsl.Dataset],
     rollouts: dsl.Input[dsl.Dataset],
     rewards: dsl.Input[dsl.Dataset],
@@ -22,7 +23,7 @@ def evaluation(
     run(
         "evaluation",
         section=section,
-        parameters={"seed": seed, "iteration": iteration},
+        parameters={"seed": seed, "iteration": block_start + offset},
         inputs={"prompts": prompts, "rollouts": rollouts, "rewards": rewards},
         outputs={"evaluation": evaluation, "metrics": metrics},
     )
