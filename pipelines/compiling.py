@@ -1,6 +1,7 @@
 """From a recipe to the IR YAML that kfp.local and a cluster take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -27,6 +28,7 @@ def compile_pipeline(
     *,
     share: bool = False,
     segment: Segment | None = None,
+    marks: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The IR of a recipe's pipeline as YAML text.
 
@@ -36,6 +38,7 @@ def compile_pipeline(
             (`merging`). Otherwise each has its own, as kfp.local needs it (`expansion`): its output folders are named
             by components.
         segment: the part of the training that this run does; None: all of it.
+        marks: variables for the environment of every stage, which are part of kfp.local's cache keys.
     """
     pipeline = pipeline_of(recipe, segment) if segment else pipeline_of(recipe)
     # What kfp's compiler would write to a file: through YAML it takes a hundred times as long.
@@ -53,6 +56,7 @@ def compile_pipeline(
         stages[label] = stage = _stage_of(container)
         container["image"] = image or image_of(stage, recipe)
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
+        container["env"] += [{"name": name, "value": value} for name, value in marks.items()]
         if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})
     document = conditional(document, local=not share)
@@ -77,8 +81,9 @@ def stages_of(ir: str) -> dict[str, int]:
                 walk(inner)
                 continue
             executor = executors[inner["executorLabel"]]
-            stage = _stage_of(executor["container"]) if "container" in executor else "importer"
-            counts[stage] = counts.get(stage, 0) + 1
+            if "container" in executor:
+                stage = _stage_of(executor["container"])
+                counts[stage] = counts.get(stage, 0) + 1
 
     walk(document["root"])
     return counts

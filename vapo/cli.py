@@ -89,9 +89,10 @@ def run(
     """
     from pipelines.local import check
     from pipelines.local import run as run_locally
+    from pipelines.rerunning import resume as go_on_with_rerun
     from pipelines.watching import console
-    from pipelines.workdir import Workdir
-    from vapo.recipe import load_recipe
+    from pipelines.workdir import RERUN, Workdir
+    from vapo.recipe import load_recipe, read_resolved
 
     if not recipe and not resume:
         raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
@@ -100,11 +101,15 @@ def run(
     settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else []), *_store(store)]
     resolved = load_recipe(recipe, settings) if recipe else None
     place = Workdir(workdir)
-    resolved = resolved or place.interrupted()
+    interrupted = place.root if resolved else place.interrupted()
+    resolved = resolved or read_resolved(interrupted / "recipe.json")
     check(resolved)
     if fresh:
         place.forget()
-    run_locally(resolved, place, console(), warm=not cold)
+    if (interrupted / RERUN).is_file():
+        go_on_with_rerun(interrupted, place, console(), warm=not cold)
+    else:
+        run_locally(resolved, place, console(), warm=not cold)
 
 
 @app.command("compile")
@@ -153,6 +158,97 @@ def report(
     if wrong:
         raise UserError(f"--set {wrong[0]}: 'vapo report' changes the [report] section only; use 'vapo run' for others")
     run_locally(override(read_resolved(place.find(run) / "recipe.json"), set_ or []), place, console())
+
+
+@app.command()
+def rerun(
+    run: Annotated[str, typer.Argument(help="a run's name, as 'vapo run' printed it", metavar="RUN")],
+    stage: Annotated[str, typer.Option("--stage", help="the stage, say advantages")],
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", min=0, help="of the run; needed if the stage ran in several")
+    ] = None,
+    purpose: Annotated[
+        str, typer.Option("--purpose", help="what it ran for: training, evaluation, value_pretraining")
+    ] = "",
+    downstream: Annotated[
+        bool, typer.Option("--downstream", help="and everything that follows from it, to the report")
+    ] = False,
+    set_: Set = None,
+    workdir: Where = WORKDIR,
+    cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
+) -> None:
+    """Run a stage again from the artifacts that a run recorded, and say what came out the same.
+
+    The result is a run of its own beside the other one, which stays as it is.
+    """
+    from pipelines.rerunning import rerun as run_again
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+
+    run_again(
+        run,
+        Workdir(workdir),
+        console(),
+        stage,
+        iteration=iteration,
+        purpose=purpose,
+        downstream=downstream,
+        settings=set_ or [],
+        warm=not cold,
+    )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="names of runs, the first one is what others are compared with")],
+    iteration: Annotated[int | None, typer.Option("--iteration", min=0, help="of this one alone")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    workdir: Where = WORKDIR,
+) -> None:
+    """Show what differs between runs: settings, artifacts, the columns of tables, metrics."""
+    from pipelines.comparing import comparison
+    from pipelines.watching import COLUMNS, console
+    from pipelines.workdir import Workdir
+    from vapo.compare.text import dump, tables
+
+    found = comparison(runs, Workdir(workdir), iteration)
+    if as_json:
+        typer.echo(dump(found), nl=False)
+        return
+    for part in tables(found, COLUMNS):
+        console().print(part)
+
+
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="remove it; without this it is listed only")] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="keep only these runs, not all; none: no run", metavar="RUN")
+    ] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--store",
+            help="also this folder or bucket, if no other machine or cluster keeps anything in it that is needed",
+            metavar="URI",
+        ),
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option("--older-than", min=0, help="hours: younger objects stay; 24 with --store, else 0", metavar="H"),
+    ] = None,
+    workdir: Where = WORKDIR,
+) -> None:
+    """List what no run refers to, and with --delete remove it: artifacts, cache entries, checkpoint objects.
+
+    A run is kept as long as its folder is there. What a run that is being executed may need stays.
+    """
+    from pipelines.collecting import collect
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+
+    given = {"keep": keep or [], "stores": store or []}
+    collect(Workdir(workdir), console(), delete=delete, **given, older_than=older_than)
 
 
 @app.command()

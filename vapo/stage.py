@@ -218,7 +218,8 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
             ended=time.time(),
             seconds=seconds,
         )
-    emit("end", stage=job.stage, **_where(job), seconds=seconds, before=work_started - job.asked, metrics=metrics)
+    before = work_started - job.asked
+    emit("end", stage=job.stage, **_where(job), seconds=seconds, before=before, metrics=metrics, record=record)
     where = {"stage": job.stage, "iteration": job.parameters.get("iteration", 0), "record": record}
     return {name: {**fact, **where, **(metrics if name == METRICS else {})} for name, fact in facts.items()}
 
