@@ -35,6 +35,7 @@ check: setup-dev ## style, types, who may import whom, and whether the README's 
 	echo "== manifests"; $(BIN)/python -m manifests.check || status=1; exit $$status
 
 manifests: setup-dev ## render every overlay of manifests/ offline and check what a cluster would refuse
+	@$(BIN)/python -m manifests.images
 	@$(BIN)/python -m manifests.check
 
 bench: setup-dev ## every measurement in benchmarks/

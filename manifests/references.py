@@ -131,9 +131,9 @@ def _image_faults(user: str, spec: Object) -> Iterator[str]:
     own = references()
     for container in containers_of(spec):
         image = container["image"]
-        kind = re.match(r"vapo-(\w+)", image)
+        kind = re.search(r"(?:^|/)vapo-(\w+)(?:[:@]|$)", image)
         if kind and own.get(kind[1]) != image:
-            yield f"{user}: image {image!r} is not that of components/images/references.toml: {own.get(kind[1])!r}"
+            yield f"{user}: image {image!r} is not that of references.toml, {own.get(kind[1])!r}: make manifests"
         tagged = "@sha256:" in image or (":" in image.rpartition("/")[2] and not image.endswith(":latest"))
         if not kind and not tagged:
             yield f"{user}: image {image!r} says no version"

@@ -41,7 +41,7 @@ BREAKS = [  # (overlay, file, what stands there, what stands there instead, what
         "schema",
     ),
     ("trainer", f"{TRAINER}/runtime.yaml", "torch: {}", "torch: {numProcPerNode: auto}", "'numProcPerNode' was unexp"),
-    ("trainer", f"{TRAINER}/runtime.yaml", "image: vapo-train:0.1.0", "images: vapo-train:0.1.0", "'images' was unexp"),
+    ("trainer", f"{TRAINER}/runtime.yaml", "image: vapo-train", "images: vapo-train", "'images' was unexp"),
     # quantities, which are text to the schemas
     ("gpu", "components/gpu/quota.yaml", '"32"', '"32x"', "'32x' is no quantity"),
     ("gpu", "components/gpu/quota.yaml", '"32"', '"3.2"', "a device is not divided"),
@@ -67,7 +67,7 @@ BREAKS = [  # (overlay, file, what stands there, what stands there instead, what
     ),
     ("gpu", f"{MINIO}/minio.yaml", "key: MINIO_SECRET_KEY", "key: SECRET_KEY", "has no key ['SECRET_KEY']"),
     ("gpu", f"{MINIO}/bucket.yaml", "name: vapo-store", "name: store", "makes Secret 'store'"),
-    ("gpu", f"{MINIO}/bucket.yaml", "vapo-cpu:0.1.0", "vapo-cpu:0.0.9", "references.toml"),
+    ("gpu", f"{MINIO}/bucket.yaml", "image: vapo-cpu", "image: other/vapo-cpu:0.0.9", "not that of references.toml"),
     ("gpu", f"{MINIO}/minio.yaml", ":RELEASE.2025-09-07T16-13-09Z", "", "says no version"),
     ("gpu", f"{MINIO}/launcher.yaml", "minio://vapo", "s3://vapo", "providers are ['minio']"),
     ("gpu", f"{MINIO}/launcher.yaml", "disableSSL", "disableSsl", "has no ['disableSsl']"),
