@@ -250,6 +250,26 @@ def test_compile_names_its_file_after_the_recipe(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*.yaml")] == ["mine.yaml"]
 
 
+def test_compile_writes_a_file_for_every_run_of_a_chain(tmp_path: Path) -> None:
+    chain = ("--set", "iterations=5", "--set", "iterations_per_run=2")
+    done = vapo("compile", "tiny", "-o", "out/five.yml", *chain, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split(" KB")[0].rpartition(", ")[0] for line in done.stdout.splitlines()]
+    assert lines == [
+        "out/five.yml: iterations 1-2",
+        "out/five-segment-2.yml: iterations 3-4",
+        "out/five-segment-3.yml: iterations 5-5",
+    ]
+    assert "1 hand_off" in done.stdout.splitlines()[1]
+    assert "1 report" not in done.stdout.splitlines()[1]
+    assert "1 report" in done.stdout.splitlines()[2]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "five-segment-2.yml",
+        "five-segment-3.yml",
+        "five.yml",
+    ]
+
+
 def test_compile_without_critic(tmp_path: Path) -> None:
     done = vapo("compile", "grpo", "--set", "iterations=1", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

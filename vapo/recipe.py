@@ -541,7 +541,10 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     iterations: int = Field(16, gt=0)
     iterations_per_block: int = Field(
-        10, gt=0, description="in one sub-pipeline of the graph; another number does what a run has done again"
+        10,
+        gt=0,
+        description="in one sub-pipeline of the graph, best a multiple of evaluation.every; with another number no "
+        "iteration is served from the cache",
     )
     iterations_per_run: int = Field(50, gt=0, description="on a cluster; above it a training is a chain of runs")
     target_accuracy: float = Field(
