@@ -79,6 +79,10 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
     console.print(iterations_table(history))
     accuracy = [row["value"] for row in history if (row["stage"], row["name"]) == ("evaluation", "accuracy")]
     change = f"{accuracy[0]:.1%} -> {accuracy[-1]:.1%} ({100 * (accuracy[-1] - accuracy[0]):+.1f} points)"
+    if (last := history[-1]["iteration"]) < recipe.iterations:
+        change += (
+            f", target_accuracy {recipe.target_accuracy:.1%} reached after iteration {last} of {recipe.iterations}"
+        )
     summary(console, watch, f"held-out accuracy {change}", folder / "report.html")
     return Finished(folder, history, watch.tasks)
 

@@ -123,20 +123,26 @@ def compile_(
         Format, typer.Option("--format", help="ir: what is uploaded; kubernetes: the objects Pipeline, PipelineVersion")
     ] = Format.IR,
 ) -> None:
-    """Write the IR YAML that a cluster takes, or the objects of a cluster that keeps pipelines in Kubernetes."""
-    from pipelines.compiling import compile_pipeline, stages_of
+    """Write the IR YAML that a cluster takes, or its objects Pipeline and PipelineVersion.
+
+    Above iterations_per_run there is one file for each run of the chain.
+    """
+    from pipelines.compiling import compile_pipeline, summary
     from pipelines.gitops import as_text
+    from pipelines.segments import file_of, segments
     from vapo.recipe import load_recipe
     from vapo.tables import write_text
 
     resolved = load_recipe(recipe, set_ or [])
-    ir = compile_pipeline(resolved, share=True)
-    text = as_text(ir) if format_ == Format.KUBERNETES else ir
-    path = output or Path(f"{resolved.name}{'-kubernetes' if format_ == Format.KUBERNETES else ''}.yaml")
-    write_text(path, text)
-    tasks = stages_of(ir)
-    shown = ", ".join(f"{count} {stage}" for stage, count in tasks.items())
-    typer.echo(f"{path}: {len(text.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})")
+    kubernetes = format_ == Format.KUBERNETES
+    for segment in segments(resolved):
+        ir = compile_pipeline(resolved, share=True, segment=segment)
+        text = as_text(ir) if kubernetes else ir
+        default = Path(f"{resolved.name}{'-kubernetes' if kubernetes else ''}.yaml")
+        path = file_of(output or default, segment)
+        write_text(path, text)
+        which = f"iterations {segment.first}-{segment.last}, " if segment.of > 1 else ""
+        typer.echo(f"{path}: {which}{len(text.encode()) / 1000:.0f} KB, {summary(ir)}")
 
 
 @app.command()
