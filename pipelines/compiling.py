@@ -1,5 +1,6 @@
 """From a recipe to the IR YAML that kfp.local and a cluster take."""
 
+import json
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -74,18 +75,19 @@ def stages_of(ir: str) -> dict[str, int]:
     executors = document["deploymentSpec"]["executors"]
     counts: dict[str, int] = {}
 
-    def walk(component: dict[str, Any]) -> None:
+    def walk(component: dict[str, Any], times: int) -> None:
         for task in component["dag"]["tasks"].values():
             inner = document["components"][task["componentRef"]["name"]]
             if "dag" in inner:
-                walk(inner)
+                looped = task.get("parameterIterator", {}).get("items", {}).get("raw")
+                walk(inner, times * (len(json.loads(looped)) if looped else 1))
                 continue
             executor = executors[inner["executorLabel"]]
             if "container" in executor:
                 stage = _stage_of(executor["container"])
-                counts[stage] = counts.get(stage, 0) + 1
+                counts[stage] = counts.get(stage, 0) + times
 
-    walk(document["root"])
+    walk(document["root"], 1)
     return counts
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,6 +55,7 @@ STAGES = {
     "problems": Stage("vapo.problems.make", "problems", "Problems", torch=False),
     "base_model": Stage("vapo.train.base_model", "base_model", "BaseModelSection", torch=True),
     "rollout": Stage("vapo.rollout.generate", "rollout", "Rollout", torch=True, resumable=True),
+    "concatenation": Stage("vapo.rollout.concatenation", "concatenation", "Rollout", torch=False),
     "verification": Stage("vapo.problems.verification", "verification", "Verification", torch=False),
     "value_pretraining": Stage("vapo.train.value_pretraining", "value_pretraining", "ValuePretraining", torch=True),
     "advantages": Stage("vapo.train.advantages", "advantages", "Advantages", torch=True),
@@ -86,13 +87,14 @@ def run(
     *,
     section: str,
     parameters: Mapping[str, Any],
-    inputs: Mapping[str, Artifact | None],
+    inputs: Mapping[str, Artifact | list[Artifact] | None],
     outputs: Mapping[str, Artifact],
     known: str = "{}",
 ) -> None:
     """Run a stage inside a component: `section` is its part of the recipe as JSON.
 
     Args:
+        inputs: of a list each has the input's name with its number behind: parts_0, parts_1, ...
         known: sha256 and record of inputs whose metadata may not say them, by name, as JSON.
 
     Afterwards every output's metadata holds its sha256 and size, the sha256 of the record of what was done, and the
@@ -112,8 +114,7 @@ def run(
                 **{key: str(artifact.metadata.get(key, "")) for key in ("sha256", "record")},
                 **digests.get(name, {}),
             }
-            for name, artifact in inputs.items()
-            if artifact is not None
+            for name, artifact in _one_by_one(inputs)
         },
         {name: artifact.path for name, artifact in outputs.items()},
         time.time(),
@@ -123,6 +124,14 @@ def run(
     result = _by_worker(job) or execute(asdict(job))
     for name, artifact in outputs.items():
         artifact.metadata.update(result[name])
+
+
+def _one_by_one(inputs: Mapping[str, Artifact | list[Artifact] | None]) -> Iterator[tuple[str, Artifact]]:
+    for name, given in inputs.items():
+        if isinstance(given, list):
+            yield from ((f"{name}_{number}", artifact) for number, artifact in enumerate(given))
+        elif given is not None:
+            yield name, given
 
 
 def _image() -> str:
@@ -197,7 +206,7 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
         seconds = time.monotonic() - clock
         metrics = {name: float(value) for name, value in found.items() if value is not None}
         if METRICS in job.outputs:
-            text = json.dumps({**metrics, "seconds": seconds}, indent=1) + "\n"
+            text = json.dumps({"seconds": seconds, **metrics}, indent=1) + "\n"
             write_text(Path(job.outputs[METRICS]), text)
         facts = {
             name: {"sha256": sha256_of(Path(path)), "bytes": Path(path).stat().st_size}
@@ -255,7 +264,9 @@ def _identity(job: Job, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, An
 
 
 def _where(job: Job) -> dict[str, Any]:
-    return {"iteration": job.parameters.get("iteration", 0), "purpose": job.parameters.get("purpose", "")}
+    where = {"iteration": job.parameters.get("iteration", 0), "purpose": job.parameters.get("purpose", "")}
+    shards = {key: job.parameters[key] for key in ("shard", "shards") if job.parameters.get("shards", 1) > 1}
+    return where | shards
 
 
 def _verified(name: str, source: dict[str, str]) -> str:
