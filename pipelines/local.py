@@ -28,6 +28,7 @@ from pipelines.watching import Task, Watch, evaluation_table, iterations_table, 
 from pipelines.workdir import Workdir, locked
 from vapo import __version__, partial, worker
 from vapo.errors import StageFailed, UserError, as_user_error
+from vapo.lineage.graph import node_at
 from vapo.lineage.software import source_digest
 from vapo.progress import ATTENDED, parse
 from vapo.recipe import Recipe
@@ -116,8 +117,11 @@ def _run(
                     outputs = _execute(ir, workdir, store, folder / "log.txt", watch)
                 finally:
                     events.close()
-        shutil.copyfile(outputs["page"].path, folder / "report.html")
-    return read_table(Path(outputs["history"].path), HISTORY).to_pylist(), watch
+        page = Path(outputs["page"].path)
+        shutil.copyfile(page, folder / "report.html")
+    # What the page shows: where a run ends early, the page alone is always an output.
+    history = Path(node_at(page.parent).record.inputs["history"].path)
+    return read_table(history, HISTORY).to_pylist(), watch
 
 
 def local_image() -> str:

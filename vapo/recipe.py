@@ -450,6 +450,8 @@ class StageResources(Section):
     evaluation: Resources = Resources()
     history: Resources = Resources()
     report: Resources = Resources()
+    hand_off: Resources = Resources()
+    take_over: Resources = Resources()
 
 
 class Runtime(Section):
@@ -482,6 +484,13 @@ class Recipe(Section):
     name: str = Field("vapo", pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)
     seed: int = Field(0, ge=0, lt=2**31)
     iterations: int = Field(16, gt=0)
+    iterations_per_block: int = Field(
+        10, gt=0, description="in one sub-pipeline of the graph; another number does what a run has done again"
+    )
+    iterations_per_run: int = Field(50, gt=0, description="on a cluster; above it a training is a chain of runs")
+    target_accuracy: float = Field(
+        0.0, ge=0, le=1, description="no block follows one whose last evaluation has this accuracy; 0: off"
+    )
     problems: Problems = Problems()
     base_model: BaseModelSection = BaseModelSection()
     rollout: Rollout = Rollout()
