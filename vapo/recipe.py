@@ -452,6 +452,18 @@ class StageResources(Section):
     report: Resources = Resources()
     hand_off: Resources = Resources()
     take_over: Resources = Resources()
+    next_segment: Resources = Resources()
+
+
+class Chain(Section):
+    """How the runs of a training that takes several follow one another on a cluster."""
+
+    secret: str = Field(
+        "",
+        description="the Secret whose `token` a segment's last task gets, to start the next one by itself; empty: "
+        "'vapo submit --wait' or 'vapo watch' starts it",
+    )
+    api: str = Field("http://ml-pipeline.kubeflow:8888", description="where that task finds Kubeflow Pipelines")
 
 
 class Runtime(Section):
@@ -502,6 +514,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     resources: StageResources = StageResources()
+    chain: Chain = Chain()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
