@@ -81,6 +81,13 @@ def stages_of(ir: str) -> dict[str, int]:
     return counts
 
 
+def summary(ir: str) -> str:
+    """One line of a pipeline's size and tasks: "61 KB, 40 tasks (8 rollout, 8 verification, ...)"."""
+    tasks = stages_of(ir)
+    shown = ", ".join(f"{count} {stage}" for stage, count in tasks.items())
+    return f"{len(ir.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})"
+
+
 def _stage_of(container: dict[str, Any]) -> str:
     arguments: list[str] = container["args"]
     return arguments[arguments.index("--function_to_execute") + 1]

@@ -76,6 +76,10 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
     console.print(iterations_table(history))
     accuracy = [row["value"] for row in history if (row["stage"], row["name"]) == ("evaluation", "accuracy")]
     change = f"{accuracy[0]:.1%} -> {accuracy[-1]:.1%} ({100 * (accuracy[-1] - accuracy[0]):+.1f} points)"
+    if (last := history[-1]["iteration"]) < recipe.iterations:
+        change += (
+            f", target_accuracy {recipe.target_accuracy:.1%} reached after iteration {last} of {recipe.iterations}"
+        )
     _summary(console, watch, f"held-out accuracy {change}", folder)
     return Finished(folder, history, watch.tasks)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kfp import dsl
@@ -53,6 +54,11 @@ def segments(recipe: Recipe) -> tuple[Segment, ...]:
         Segment(number, first, min(recipe.iterations_per_run, recipe.iterations + 1 - first), len(starts))
         for number, first in enumerate(starts, start=1)
     )
+
+
+def file_of(path: Path, segment: Segment) -> Path:
+    """The file of a segment's pipeline where `path` is the first one's."""
+    return path if segment.number == 1 else path.with_stem(f"{path.stem}-segment-{segment.number}")
 
 
 def handed(has_critic: bool) -> dict[str, Any]:

@@ -107,18 +107,19 @@ def compile_(
     ] = None,
     set_: Set = None,
 ) -> None:
-    """Write the IR YAML that a cluster takes."""
-    from pipelines.compiling import compile_pipeline, stages_of
+    """Write the IR YAML that a cluster takes; above iterations_per_run one file for each run of the chain."""
+    from pipelines.compiling import compile_pipeline, summary
+    from pipelines.segments import file_of, segments
     from vapo.recipe import load_recipe
     from vapo.tables import write_text
 
     resolved = load_recipe(recipe, set_ or [])
-    ir = compile_pipeline(resolved, share=True)
-    path = output or Path(f"{resolved.name}.yaml")
-    write_text(path, ir)
-    tasks = stages_of(ir)
-    shown = ", ".join(f"{count} {stage}" for stage, count in tasks.items())
-    typer.echo(f"{path}: {len(ir.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})")
+    for segment in segments(resolved):
+        ir = compile_pipeline(resolved, share=True, segment=segment)
+        path = file_of(output or Path(f"{resolved.name}.yaml"), segment)
+        write_text(path, ir)
+        which = f"iterations {segment.first}-{segment.last}, " if segment.of > 1 else ""
+        typer.echo(f"{path}: {which}{summary(ir)}")
 
 
 @app.command()
