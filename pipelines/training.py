@@ -67,7 +67,7 @@ def _parameters(recipe: Recipe, segment: Segment) -> dict[str, Any]:
     if recipe.target_accuracy:
         takes["target_accuracy"] = (float, recipe.target_accuracy)
     if segment.of > 1:
-        takes = {"chain": str, **takes}
+        takes = {"chain": str, **takes, "submission": (str, "{}")}
     if segment.number > 1:
         uris = {f"{name}_uri": str for name in handed(recipe.has_critic)}
         takes = {"handed_over": str, **uris, **takes}

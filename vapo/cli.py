@@ -380,21 +380,16 @@ def submit(
     """Run a recipe on a cluster: its pipeline is uploaded, once per content, and a run of it is created."""
     from pipelines.attending import submit_and_show
     from pipelines.cluster import connect
-    from pipelines.submitting import parsed
+    from pipelines.parameters import parsed
+    from pipelines.submitting import Order
     from pipelines.watching import console
     from vapo.recipe import load_recipe
 
     resolved = load_recipe(recipe, [*(set_ or []), *_store(store)])
     given = parsed(parameters or [])
-    submit_and_show(
-        resolved,
-        connect(host, namespace, token_file),
-        console(),
-        every if wait else None,
-        parameters=given,
-        experiment=experiment,
-        service_account=service_account,
-    )
+    cluster = connect(host, namespace, token_file)
+    order = Order(experiment, service_account, cluster.namespace, given)
+    submit_and_show(resolved, cluster, order, console(), every if wait else None)
 
 
 @app.command()

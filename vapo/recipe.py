@@ -489,6 +489,18 @@ class StageResources(Section):
     report: Resources = Resources()
     hand_off: Resources = Resources()
     take_over: Resources = Resources()
+    next_segment: Resources = Resources()
+
+
+class Chain(Section):
+    """How the runs of a training that takes several follow one another on a cluster."""
+
+    secret: str = Field(
+        "",
+        description="the Secret whose `token` a segment's last task gets, to start the next one by itself; empty: "
+        "'vapo submit --wait' or 'vapo watch' starts it",
+    )
+    api: str = Field("http://ml-pipeline.kubeflow:8888", description="where that task finds Kubeflow Pipelines")
 
     def of(self, stage: str) -> Resources:
         """What a stage asks for, by its own table and that of every stage."""
@@ -564,6 +576,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     resources: StageResources = StageResources()
+    chain: Chain = Chain()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")

@@ -65,6 +65,7 @@ STAGES = {
     "report": Stage("vapo.report.stage", "report", "Report", torch=False),
     "hand_off": Stage("vapo.segments", "hand_off", "Section", torch=False, informed=True),
     "take_over": Stage("vapo.segments", "take_over", "Section", torch=False),
+    "next_segment": Stage("pipelines.next_segment", "next_segment", "Chain", torch=False),  # compiles and submits
 }
 
 
