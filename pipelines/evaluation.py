@@ -15,6 +15,7 @@ class Outputs(NamedTuple):
     evaluation: dsl.Dataset
     rollouts: dsl.Dataset
     rewards: dsl.Dataset
+    accuracy: float
 
 
 @dsl.pipeline(name="evaluation", description="Accuracy of a policy on held-out prompts")
@@ -25,13 +26,15 @@ def evaluate(
     rollout_section: str,
     verification_section: str,
     evaluation_section: str,
-    iteration: int,
+    block_start: int,
+    offset: int,
     seed: int,
 ) -> Outputs:
     sampled = rollout(
         section=rollout_section,
         seed=seed,
-        iteration=0,
+        block_start=0,  # not the iteration's: a policy is asked with the same random numbers whenever it is evaluated
+        offset=0,
         draw=1,
         wanted_groups=0,
         purpose="evaluation",
@@ -40,7 +43,8 @@ def evaluate(
     )
     graded = verification(
         section=verification_section,
-        iteration=iteration,
+        block_start=block_start,
+        offset=offset,
         purpose="evaluation",
         prompts=prompts,
         rollouts=sampled.outputs["rollouts"],
@@ -48,13 +52,15 @@ def evaluate(
     measured = evaluation(
         section=evaluation_section,
         seed=seed,
-        iteration=iteration,
+        block_start=block_start,
+        offset=offset,
         prompts=prompts,
         rollouts=sampled.outputs["rollouts"],
         rewards=graded.outputs["rewards"],
     )
     recorded = record(
-        iteration=iteration,
+        block_start=block_start,
+        offset=offset,
         purpose="evaluation",
         previous=history,
         rollout=sampled.outputs["metrics"],
@@ -66,4 +72,5 @@ def evaluate(
         evaluation=measured.outputs["evaluation"],
         rollouts=sampled.outputs["rollouts"],
         rewards=graded.outputs["rewards"],
+        accuracy=measured.outputs["Output"],
     )

@@ -38,7 +38,11 @@ def evaluation_pipeline(recipe: Recipe) -> BaseComponent:
         heldout_prompts = made.outputs["heldout_prompts"]
         base = base_model(section=base_model_section, seed=seed, store=store, examples=made.outputs["examples"])
         begun = record(
-            iteration=0, purpose="training", problems=made.outputs["metrics"], base_model=base.outputs["metrics"]
+            block_start=0,
+            offset=0,
+            purpose="training",
+            problems=made.outputs["metrics"],
+            base_model=base.outputs["metrics"],
         )
         measured = evaluate(
             policy=base.outputs["policy"],
@@ -47,7 +51,8 @@ def evaluation_pipeline(recipe: Recipe) -> BaseComponent:
             rollout_section=rollout_section,
             verification_section=verification_section,
             evaluation_section=evaluation_section,
-            iteration=0,
+            block_start=0,
+            offset=0,
             seed=seed,
         )
         written = report(

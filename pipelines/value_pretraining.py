@@ -30,7 +30,8 @@ def pretrain_critic(
     sampled = rollout(
         section=rollout_section,
         seed=seed,
-        iteration=0,
+        block_start=0,
+        offset=0,
         draw=1,
         wanted_groups=0,
         purpose="value_pretraining",
@@ -39,7 +40,8 @@ def pretrain_critic(
     )
     graded = verification(
         section=verification_section,
-        iteration=0,
+        block_start=0,
+        offset=0,
         purpose="value_pretraining",
         prompts=prompts,
         rollouts=sampled.outputs["rollouts"],
@@ -53,7 +55,8 @@ def pretrain_critic(
         policy=policy,
     )
     recorded = record(
-        iteration=0,
+        block_start=0,
+        offset=0,
         purpose="value_pretraining",
         previous=history,
         rollout=sampled.outputs["metrics"],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vapo import __version__
-from vapo.errors import StageFailed, UserError, as_user_error
+from vapo.errors import Detached, StageFailed, UserError, as_user_error
 
 app = typer.Typer(
     help="VAPO: value-based reinforcement learning for long chains of thought, as a Kubeflow pipeline.",
@@ -35,8 +36,30 @@ Store = Annotated[
         metavar="URI",
     ),
 ]
+Host = Annotated[str, typer.Option("--host", help="of Kubeflow Pipelines; else VAPO_KFP_HOST", metavar="URL")]
+Namespace = Annotated[
+    str, typer.Option("--namespace", help="where runs are, if there are many users; else VAPO_KFP_NAMESPACE")
+]
+TokenFile = Annotated[
+    str,
+    typer.Option(
+        "--token-file",
+        help="a file with a token; else VAPO_KFP_TOKEN, VAPO_KFP_TOKEN_FILE or the pod's service account",
+        metavar="FILE",
+    ),
+]
+RunOnCluster = Annotated[str, typer.Argument(help="a run's ID, its name, or the beginning of one", metavar="RUN")]
+Every = Annotated[float, typer.Option("--every", min=0.1, help="seconds between two looks", metavar="SECONDS")]
+Wait = Annotated[bool, typer.Option("--wait", help="show it until it ends; exit code 1 if it does not succeed")]
 WORKDIR = Path("runs")
 SKIP_BAD_ROWS = "problems.skip_bad_rows=true"
+
+
+class Format(StrEnum):
+    """What `vapo compile` writes."""
+
+    IR = "ir"
+    KUBERNETES = "kubernetes"
 
 
 @app.callback(invoke_without_command=True)
@@ -66,9 +89,10 @@ def run(
     """
     from pipelines.local import check
     from pipelines.local import run as run_locally
+    from pipelines.rerunning import resume as go_on_with_rerun
     from pipelines.watching import console
-    from pipelines.workdir import Workdir
-    from vapo.recipe import load_recipe
+    from pipelines.workdir import RERUN, Workdir
+    from vapo.recipe import load_recipe, read_resolved
 
     if not recipe and not resume:
         raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
@@ -77,11 +101,15 @@ def run(
     settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else []), *_store(store)]
     resolved = load_recipe(recipe, settings) if recipe else None
     place = Workdir(workdir)
-    resolved = resolved or place.interrupted()
+    interrupted = place.root if resolved else place.interrupted()
+    resolved = resolved or read_resolved(interrupted / "recipe.json")
     check(resolved)
     if fresh:
         place.forget()
-    run_locally(resolved, place, console(), warm=not cold)
+    if (interrupted / RERUN).is_file():
+        go_on_with_rerun(interrupted, place, console(), warm=not cold)
+    else:
+        run_locally(resolved, place, console(), warm=not cold)
 
 
 @app.command("compile")
@@ -91,19 +119,24 @@ def compile_(
         Path | None, typer.Option("-o", "--output", dir_okay=False, help="the file; default RECIPE.yaml")
     ] = None,
     set_: Set = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="ir: what is uploaded; kubernetes: the objects Pipeline, PipelineVersion")
+    ] = Format.IR,
 ) -> None:
-    """Write the IR YAML that a cluster takes."""
+    """Write the IR YAML that a cluster takes, or the objects of a cluster that keeps pipelines in Kubernetes."""
     from pipelines.compiling import compile_pipeline, stages_of
+    from pipelines.gitops import as_text
     from vapo.recipe import load_recipe
     from vapo.tables import write_text
 
     resolved = load_recipe(recipe, set_ or [])
     ir = compile_pipeline(resolved, share=True)
-    path = output or Path(f"{resolved.name}.yaml")
-    write_text(path, ir)
+    text = as_text(ir) if format_ == Format.KUBERNETES else ir
+    path = output or Path(f"{resolved.name}{'-kubernetes' if format_ == Format.KUBERNETES else ''}.yaml")
+    write_text(path, text)
     tasks = stages_of(ir)
     shown = ", ".join(f"{count} {stage}" for stage, count in tasks.items())
-    typer.echo(f"{path}: {len(ir.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})")
+    typer.echo(f"{path}: {len(text.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})")
 
 
 @app.command()
@@ -125,6 +158,97 @@ def report(
     if wrong:
         raise UserError(f"--set {wrong[0]}: 'vapo report' changes the [report] section only; use 'vapo run' for others")
     run_locally(override(read_resolved(place.find(run) / "recipe.json"), set_ or []), place, console())
+
+
+@app.command()
+def rerun(
+    run: Annotated[str, typer.Argument(help="a run's name, as 'vapo run' printed it", metavar="RUN")],
+    stage: Annotated[str, typer.Option("--stage", help="the stage, say advantages")],
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", min=0, help="of the run; needed if the stage ran in several")
+    ] = None,
+    purpose: Annotated[
+        str, typer.Option("--purpose", help="what it ran for: training, evaluation, value_pretraining")
+    ] = "",
+    downstream: Annotated[
+        bool, typer.Option("--downstream", help="and everything that follows from it, to the report")
+    ] = False,
+    set_: Set = None,
+    workdir: Where = WORKDIR,
+    cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
+) -> None:
+    """Run a stage again from the artifacts that a run recorded, and say what came out the same.
+
+    The result is a run of its own beside the other one, which stays as it is.
+    """
+    from pipelines.rerunning import rerun as run_again
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+
+    run_again(
+        run,
+        Workdir(workdir),
+        console(),
+        stage,
+        iteration=iteration,
+        purpose=purpose,
+        downstream=downstream,
+        settings=set_ or [],
+        warm=not cold,
+    )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="names of runs, the first one is what others are compared with")],
+    iteration: Annotated[int | None, typer.Option("--iteration", min=0, help="of this one alone")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    workdir: Where = WORKDIR,
+) -> None:
+    """Show what differs between runs: settings, artifacts, the columns of tables, metrics."""
+    from pipelines.comparing import comparison
+    from pipelines.watching import COLUMNS, console
+    from pipelines.workdir import Workdir
+    from vapo.compare.text import dump, tables
+
+    found = comparison(runs, Workdir(workdir), iteration)
+    if as_json:
+        typer.echo(dump(found), nl=False)
+        return
+    for part in tables(found, COLUMNS):
+        console().print(part)
+
+
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="remove it; without this it is listed only")] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="keep only these runs, not all; none: no run", metavar="RUN")
+    ] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--store",
+            help="also this folder or bucket, if no other machine or cluster keeps anything in it that is needed",
+            metavar="URI",
+        ),
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option("--older-than", min=0, help="hours: younger objects stay; 24 with --store, else 0", metavar="H"),
+    ] = None,
+    workdir: Where = WORKDIR,
+) -> None:
+    """List what no run refers to, and with --delete remove it: artifacts, cache entries, checkpoint objects.
+
+    A run is kept as long as its folder is there. What a run that is being executed may need stays.
+    """
+    from pipelines.collecting import collect
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+
+    given = {"keep": keep or [], "stores": store or []}
+    collect(Workdir(workdir), console(), delete=delete, **given, older_than=older_than)
 
 
 @app.command()
@@ -228,6 +352,90 @@ def lineage(
             )
 
 
+@app.command()
+def submit(
+    recipe: Recipe,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Annotated[str, typer.Option("--experiment", help="made if it is not there; default vapo-RECIPE")] = "",
+    set_: Set = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param", help="a run-time parameter, say rollout_memory=128Gi; may be repeated", metavar="NAME=VALUE"
+        ),
+    ] = None,
+    store: Store = "",
+    service_account: Annotated[str, typer.Option("--service-account", help="of the run's pods")] = "",
+    token_file: TokenFile = "",
+    wait: Wait = False,
+    every: Every = 5.0,
+) -> None:
+    """Run a recipe on a cluster: its pipeline is uploaded, once per content, and a run of it is created."""
+    from pipelines.attending import submit_and_show
+    from pipelines.cluster import connect
+    from pipelines.submitting import parsed
+    from pipelines.watching import console
+    from vapo.recipe import load_recipe
+
+    resolved = load_recipe(recipe, [*(set_ or []), *_store(store)])
+    given = parsed(parameters or [])
+    submit_and_show(
+        resolved,
+        connect(host, namespace, token_file),
+        console(),
+        every if wait else None,
+        parameters=given,
+        experiment=experiment,
+        service_account=service_account,
+    )
+
+
+@app.command()
+def watch(
+    run: RunOnCluster,
+    host: Host = "",
+    namespace: Namespace = "",
+    token_file: TokenFile = "",
+    every: Every = 5.0,
+) -> None:
+    """Show a run on a cluster until it ends; Ctrl-C leaves it going. Exit code 1 if it does not succeed."""
+    from pipelines.attending import attend
+    from pipelines.cluster import connect
+    from pipelines.runs import find_run
+    from pipelines.watching import console
+
+    cluster = connect(host, namespace, token_file)
+    attend(cluster, find_run(cluster, run), console(), every)
+
+
+@app.command()
+def stop(run: RunOnCluster, host: Host = "", namespace: Namespace = "", token_file: TokenFile = "") -> None:
+    """End a run on a cluster. What its finished tasks have made stays."""
+    from pipelines.attending import stop_and_tell
+    from pipelines.cluster import connect
+    from pipelines.watching import console
+
+    stop_and_tell(connect(host, namespace, token_file), run, console())
+
+
+@app.command()
+def retry(
+    run: RunOnCluster,
+    host: Host = "",
+    namespace: Namespace = "",
+    token_file: TokenFile = "",
+    wait: Wait = False,
+    every: Every = 5.0,
+) -> None:
+    """Let a run that failed or was stopped go on with what is missing, under the same ID."""
+    from pipelines.attending import retry_and_show
+    from pipelines.cluster import connect
+    from pipelines.watching import console
+
+    retry_and_show(connect(host, namespace, token_file), run, console(), every if wait else None)
+
+
 def _store(store: str) -> list[str]:
     """The setting that --store is; a folder's path is made whole, since a run can be continued from elsewhere."""
     folder = store and store != "s3" and "://" not in store
@@ -251,6 +459,8 @@ def main() -> None:
             _leave(f"error: {error.format_message()}", 2)
         if isinstance(error, StageFailed):
             _leave(f"error: {error}", 1)
+        if isinstance(error, Detached):
+            _leave(str(error), 130)
         raise
     if status == 130:  # typer makes it of Ctrl-C, and returns it
         _leave(

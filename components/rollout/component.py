@@ -9,7 +9,8 @@ from components.image import IMAGE
 def rollout(
     section: str,
     seed: int,
-    iteration: int,
+    block_start: int,
+    offset: int,
     draw: int,
     wanted_groups: int,
     purpose: str,
@@ -28,7 +29,7 @@ def rollout(
         section=section,
         parameters={
             "seed": seed,
-            "iteration": iteration,
+            "iteration": block_start + offset,
             "draw": draw,
             "wanted_groups": wanted_groups,
             "purpose": purpose,

@@ -27,6 +27,7 @@ FILES = sorted((ROOT / "components").glob("*/*.py"))
 VARIANTS = [f"{path.parent.name}/{path.stem}" for path in FILES if path.stem not in ("component", "__init__")]
 NAMES = PLAIN + VARIANTS
 PYTHON = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
+ITERATION = "block_start + offset"
 OPEN = {"history", "report"}  # stages whose function takes **kwargs
 
 
@@ -89,7 +90,8 @@ def call_in_body(name: str) -> dict[str, Any]:
         if isinstance(keyword.value, ast.Dict):
             keys, values = map(ast.literal_eval, keyword.value.keys), map(ast.unparse, keyword.value.values)
             passed = dict(zip(keys, values, strict=True))
-            assert all(key == value for key, value in passed.items()), passed  # nothing changes its name on the way
+            # Nothing changes its name on the way; which iteration it is, the graph says in two parts.
+            assert all(value == (ITERATION if key == "iteration" else key) for key, value in passed.items()), passed
             found[keyword.arg] = set(passed)
         else:
             found[keyword.arg] = ast.unparse(keyword.value)
@@ -145,6 +147,8 @@ def test_component_is_named_after_its_folder(name: str) -> None:
 def test_body_passes_on_everything_that_comes_in(name: str) -> None:
     call = call_in_body(name)
     passed = set(call["parameters"])
+    if "iteration" in passed:
+        passed = passed - {"iteration"} | {"block_start", "offset"}
     if call["section"] == "section":
         passed.add("section")
     else:
@@ -164,7 +168,8 @@ def test_stage_function_takes_what_the_component_passes(name: str) -> None:
     left_out = optional_of(stage_of(name)) - call["inputs"] - call["outputs"]
     paths = call["inputs"] | (call["outputs"] - {METRICS}) | left_out
     wanted: dict[str, Any] = dict.fromkeys(paths, Path)
-    wanted |= {key: kind for key, kind in parameters_of(name).items() if key in call["parameters"]}
+    given = {**parameters_of(name), "iteration": int}
+    wanted |= {key: kind for key, kind in given.items() if key in call["parameters"]}
     resumable = {"partial"} if STAGES[stage_of(name)].resumable else set()  # vapo.stage gives it, not the component
     wanted |= dict.fromkeys(resumable, Path)
     named = {p.name: p for p in rest if p.kind is inspect.Parameter.KEYWORD_ONLY}
