@@ -9,6 +9,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.dsl.base_component import BaseComponent
 
+from pipelines.commands import without_shell
 from pipelines.expansion import expanded
 from pipelines.images import image_of
 from pipelines.merging import merged
@@ -56,6 +57,7 @@ def compile_pipeline(
         container = executor["container"]
         stages[label] = stage = _stage_of(container)
         container["image"] = image or image_of(stage, recipe)
+        container["command"] = without_shell(container["command"])
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
         container["env"] += [{"name": name, "value": value} for name, value in marks.items()]
         if paths := outside.get(stage):
