@@ -146,6 +146,37 @@ def compile_(
 
 
 @app.command()
+def plan(
+    recipe: Recipe,
+    set_: Set = None,
+    against: Annotated[
+        str, typer.Option("--against", help="look at this run's records alone, not at all", metavar="RUN")
+    ] = "",
+    hardware: Annotated[
+        Path | None, typer.Option("--hardware", dir_okay=False, help="what differs from vapo/plan/hardware.toml")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print every figure, and every task with its reason")] = False,
+    workdir: Where = WORKDIR,
+) -> None:
+    """Say what a run will take before it starts: tasks, memory, time, bytes, and what the cache will serve.
+
+    Memory, time and bytes are estimates: docs/scale.md has every formula with its source.
+    """
+    import json
+
+    from pipelines.planning import planned
+    from vapo.plan.text import as_json as jsonable
+    from vapo.plan.text import show, terminal
+    from vapo.recipe import load_recipe
+
+    found = planned(load_recipe(recipe, set_ or []), workdir, against, hardware)
+    if as_json:
+        typer.echo(json.dumps(jsonable(found), indent=1))
+    else:
+        show(found, terminal())
+
+
+@app.command()
 def report(
     run: Annotated[str, typer.Argument(help="a run's name, as 'vapo run' printed it", metavar="RUN")],
     set_: Annotated[
