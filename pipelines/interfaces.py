@@ -58,8 +58,11 @@ def artifact_class(component: BaseComponent, name: str) -> type[dsl.Artifact]:
 
 
 def parameters_for(component: BaseComponent, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded values of the parameters that a component takes."""
-    return {name: value for name, value in recorded.items() if name in (component.component_spec.inputs or {})}
+    """The recorded values of the parameters that a component takes, which counts iterations within a block."""
+    values = dict(recorded)
+    if "iteration" in values:
+        values |= {"block_start": values["iteration"], "offset": 0}
+    return {name: value for name, value in values.items() if name in (component.component_spec.inputs or {})}
 
 
 def is_artifact(given: Any) -> bool:
