@@ -14,6 +14,7 @@ from pipelines.iteration import GIVES as OF_AN_ITERATION
 from pipelines.iteration import TAKES as FOR_AN_ITERATION
 from pipelines.iteration import iteration_pipeline
 from pipelines.signature import pipeline_of
+from pipelines.stopping import FOR_A_CONDITION
 from vapo.recipe import Recipe
 
 TABLES = ("rollouts", "rewards", "experience")  # of an iteration, which the report shows
@@ -22,11 +23,7 @@ FOR_AN_EVALUATION = {
     "evaluation_rollout_section": str,
     "evaluation_section": str,
 }
-OF_AN_EVALUATION = {
-    "evaluation": dsl.Dataset,
-    "evaluation_rollouts": dsl.Dataset,
-    "evaluation_rewards": dsl.Dataset,
-}
+MEASURED = ("evaluation", "evaluation_rollouts", "evaluation_rewards")  # of the last evaluation, for the report
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def blocks_of(recipe: Recipe, first: int = 1, last: int | None = None) -> list[B
     return made
 
 
-def pipelines_of(blocks: Sequence[Block], draws: int, has_critic: bool) -> list[BaseComponent]:
+def pipelines_of(blocks: Sequence[Block], recipe: Recipe) -> list[BaseComponent]:
     """Every block's pipeline.
 
     A block that no other is like has the numbers of its iterations in the names that the UI shows. Blocks of the same
@@ -77,13 +74,14 @@ def pipelines_of(blocks: Sequence[Block], draws: int, has_critic: bool) -> list[
     iterations are `iteration-03-of-10`, below a block whose name says which ten.
     """
     alike = Counter(block.shape for block in blocks)
-    return [
-        _pipeline(*block.shape, block.first if alike[block.shape] == 1 else 0, draws, has_critic) for block in blocks
-    ]
+    graph = (recipe.rollout.draws, recipe.has_critic, recipe.target_accuracy > 0)
+    return [_pipeline(*block.shape, block.first if alike[block.shape] == 1 else 0, *graph) for block in blocks]
 
 
 @cache
-def _pipeline(length: int, evaluated: tuple[int, ...], first: int, draws: int, has_critic: bool) -> BaseComponent:
+def _pipeline(
+    length: int, evaluated: tuple[int, ...], first: int, draws: int, has_critic: bool, may_stop: bool
+) -> BaseComponent:
     """The pipeline of blocks of one shape; `first` is the first iteration if it is known here, else 0."""
     iterate = iteration_pipeline(draws, has_critic)
     models = ("policy", "critic") if has_critic else ("policy",)
@@ -91,12 +89,14 @@ def _pipeline(length: int, evaluated: tuple[int, ...], first: int, draws: int, h
     gives = {name: OF_AN_ITERATION[name] for name in ("policy", "critic", "history")}
     gives |= {f"{when}_{table}": dsl.Dataset for when in ("first", "last") for table in TABLES}
     if evaluated:
-        takes, gives = takes | FOR_AN_EVALUATION, gives | OF_AN_EVALUATION
+        takes, gives = takes | FOR_AN_EVALUATION, gives | dict.fromkeys(MEASURED, dsl.Dataset) | {"accuracy": float}
+    if may_stop:
+        takes = takes | FOR_A_CONDITION
     if not has_critic:
         takes, gives = ({key: kind for key, kind in found.items() if key != "critic"} for found in (takes, gives))
 
     def several(**given: Any) -> dict[str, Any]:
-        for_iterations = {name: value for name, value in given.items() if name not in FOR_AN_EVALUATION}
+        for_iterations = {name: value for name, value in given.items() if name in FOR_AN_ITERATION}
         state = {name: given[name] for name in (*models, "history")}
         found: dict[str, Any] = {}
         for offset in range(length):
@@ -119,7 +119,7 @@ def _pipeline(length: int, evaluated: tuple[int, ...], first: int, draws: int, h
                 )
                 measured.set_display_name(_name("evaluation", offset, length, first))
                 state["history"] = measured.outputs["history"]
-                found["evaluation"] = measured.outputs["evaluation"]
+                found |= {name: measured.outputs[name] for name in ("evaluation", "accuracy")}
                 found |= {f"evaluation_{table}": measured.outputs[table] for table in ("rollouts", "rewards")}
         return {**found, **{f"last_{table}": done.outputs[table] for table in TABLES}, **state}
 

@@ -12,6 +12,9 @@ from pipelines.expansion import expanded
 from pipelines.images import image_of
 from pipelines.merging import merged
 from pipelines.outside import READS, stamp
+from pipelines.resources import with_resources
+from pipelines.segments import Segment
+from pipelines.stopping import conditional
 from pipelines.training import training_pipeline
 from pipelines.writing import as_yaml
 from vapo.recipe import Recipe
@@ -21,20 +24,23 @@ from vapo.stage import IMAGE
 def compile_pipeline(
     recipe: Recipe,
     image: str = "",
-    pipeline_of: Callable[[Recipe], BaseComponent] = training_pipeline,
+    pipeline_of: Callable[..., BaseComponent] = training_pipeline,
     *,
     share: bool = False,
+    segment: Segment | None = None,
     marks: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The IR of a recipe's pipeline as YAML text.
 
     Args:
         image: that every stage runs in; empty: the recipe says which (`images`).
-        share: give equal tasks one component, as a cluster needs it (`merging`); otherwise each has its own, as
-            kfp.local needs it (`expansion`): its output folders are named by components.
+        share: for a cluster: with what its pods ask for (`resources`), and equal tasks have one component
+            (`merging`). Otherwise each has its own, as kfp.local needs it (`expansion`): its output folders are named
+            by components.
+        segment: the part of the training that this run does; None: all of it.
         marks: variables for the environment of every stage, which are part of kfp.local's cache keys.
     """
-    pipeline = pipeline_of(recipe)
+    pipeline = pipeline_of(recipe, segment) if segment else pipeline_of(recipe)
     # What kfp's compiler would write to a file: through YAML it takes a hundred times as long.
     document = json_format.MessageToDict(pipeline.pipeline_spec)
     platforms = json_format.MessageToDict(pipeline.platform_spec)
@@ -42,18 +48,20 @@ def compile_pipeline(
         parameter = document["root"]["inputDefinitions"]["parameters"]["store"]
         parameter |= {"defaultValue": recipe.runtime.store, "isOptional": True}
     outside = recipe.outside()
-    for executor in document["deploymentSpec"]["executors"].values():
+    stages = {}
+    for label, executor in document["deploymentSpec"]["executors"].items():
         if "container" not in executor:  # an importer
             continue
         container = executor["container"]
-        stage = _stage_of(container)
+        stages[label] = stage = _stage_of(container)
         container["image"] = image or image_of(stage, recipe)
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
         container["env"] += [{"name": name, "value": value} for name, value in marks.items()]
         if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})
+    document = conditional(document, local=not share)
     if share:
-        document, platforms = merged(document, platforms)
+        document, platforms = merged(*with_resources(document, platforms, recipe, stages))
     else:  # kfp.local knows no platform
         document, platforms = expanded(document), {}
     documents = [document, platforms] if platforms else [document]

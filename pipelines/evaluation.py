@@ -15,6 +15,7 @@ class Outputs(NamedTuple):
     evaluation: dsl.Dataset
     rollouts: dsl.Dataset
     rewards: dsl.Dataset
+    accuracy: float
 
 
 @dsl.pipeline(name="evaluation", description="Accuracy of a policy on held-out prompts")
@@ -71,4 +72,5 @@ def evaluate(
         evaluation=measured.outputs["evaluation"],
         rollouts=sampled.outputs["rollouts"],
         rewards=graded.outputs["rewards"],
+        accuracy=measured.outputs["Output"],
     )

@@ -30,6 +30,7 @@ from pipelines.watching import Task, Watch, evaluation_table, iterations_table, 
 from pipelines.workdir import Workdir
 from vapo import __version__, partial, worker
 from vapo.errors import StageFailed, UserError, as_user_error
+from vapo.lineage.graph import node_at
 from vapo.lineage.software import source_digest
 from vapo.progress import ATTENDED, parse
 from vapo.recipe import Recipe
@@ -133,8 +134,9 @@ def execute(
 
 
 def _rows(outputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of HISTORY."""
-    return read_table(Path(outputs["history"].path), HISTORY).to_pylist()
+    """The rows of the HISTORY that the page shows: where a run ends early, the page alone is always an output."""
+    page = Path(outputs["page"].path)
+    return read_table(Path(node_at(page.parent).record.inputs["history"].path), HISTORY).to_pylist()
 
 
 def local_image() -> str:

@@ -152,7 +152,7 @@ class Workdir:
         if not page.is_file():
             raise UserError(f"run {run!r} did not end: finish it first with 'vapo run --resume'")
         digest = sha256_of(page)
-        for found in self.artifacts.glob("*/report*/page"):
+        for found in self.artifacts.glob("*/*report/page"):
             if sha256_of(found) == digest:
                 return found.parent
         raise UserError(f"run {run!r}: the task that wrote {page} is not in {self.artifacts}: run it again")

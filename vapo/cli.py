@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vapo import __version__
-from vapo.errors import StageFailed, UserError, as_user_error
+from vapo.errors import Detached, StageFailed, UserError, as_user_error
 
 app = typer.Typer(
     help="VAPO: value-based reinforcement learning for long chains of thought, as a Kubeflow pipeline.",
@@ -35,8 +36,30 @@ Store = Annotated[
         metavar="URI",
     ),
 ]
+Host = Annotated[str, typer.Option("--host", help="of Kubeflow Pipelines; else VAPO_KFP_HOST", metavar="URL")]
+Namespace = Annotated[
+    str, typer.Option("--namespace", help="where runs are, if there are many users; else VAPO_KFP_NAMESPACE")
+]
+TokenFile = Annotated[
+    str,
+    typer.Option(
+        "--token-file",
+        help="a file with a token; else VAPO_KFP_TOKEN, VAPO_KFP_TOKEN_FILE or the pod's service account",
+        metavar="FILE",
+    ),
+]
+RunOnCluster = Annotated[str, typer.Argument(help="a run's ID, its name, or the beginning of one", metavar="RUN")]
+Every = Annotated[float, typer.Option("--every", min=0.1, help="seconds between two looks", metavar="SECONDS")]
+Wait = Annotated[bool, typer.Option("--wait", help="show it until it ends; exit code 1 if it does not succeed")]
 WORKDIR = Path("runs")
 SKIP_BAD_ROWS = "problems.skip_bad_rows=true"
+
+
+class Format(StrEnum):
+    """What `vapo compile` writes."""
+
+    IR = "ir"
+    KUBERNETES = "kubernetes"
 
 
 @app.callback(invoke_without_command=True)
@@ -96,19 +119,24 @@ def compile_(
         Path | None, typer.Option("-o", "--output", dir_okay=False, help="the file; default RECIPE.yaml")
     ] = None,
     set_: Set = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="ir: what is uploaded; kubernetes: the objects Pipeline, PipelineVersion")
+    ] = Format.IR,
 ) -> None:
-    """Write the IR YAML that a cluster takes."""
+    """Write the IR YAML that a cluster takes, or the objects of a cluster that keeps pipelines in Kubernetes."""
     from pipelines.compiling import compile_pipeline, stages_of
+    from pipelines.gitops import as_text
     from vapo.recipe import load_recipe
     from vapo.tables import write_text
 
     resolved = load_recipe(recipe, set_ or [])
     ir = compile_pipeline(resolved, share=True)
-    path = output or Path(f"{resolved.name}.yaml")
-    write_text(path, ir)
+    text = as_text(ir) if format_ == Format.KUBERNETES else ir
+    path = output or Path(f"{resolved.name}{'-kubernetes' if format_ == Format.KUBERNETES else ''}.yaml")
+    write_text(path, text)
     tasks = stages_of(ir)
     shown = ", ".join(f"{count} {stage}" for stage, count in tasks.items())
-    typer.echo(f"{path}: {len(ir.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})")
+    typer.echo(f"{path}: {len(text.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})")
 
 
 @app.command()
@@ -324,6 +352,90 @@ def lineage(
             )
 
 
+@app.command()
+def submit(
+    recipe: Recipe,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Annotated[str, typer.Option("--experiment", help="made if it is not there; default vapo-RECIPE")] = "",
+    set_: Set = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param", help="a run-time parameter, say rollout_memory=128Gi; may be repeated", metavar="NAME=VALUE"
+        ),
+    ] = None,
+    store: Store = "",
+    service_account: Annotated[str, typer.Option("--service-account", help="of the run's pods")] = "",
+    token_file: TokenFile = "",
+    wait: Wait = False,
+    every: Every = 5.0,
+) -> None:
+    """Run a recipe on a cluster: its pipeline is uploaded, once per content, and a run of it is created."""
+    from pipelines.attending import submit_and_show
+    from pipelines.cluster import connect
+    from pipelines.submitting import parsed
+    from pipelines.watching import console
+    from vapo.recipe import load_recipe
+
+    resolved = load_recipe(recipe, [*(set_ or []), *_store(store)])
+    given = parsed(parameters or [])
+    submit_and_show(
+        resolved,
+        connect(host, namespace, token_file),
+        console(),
+        every if wait else None,
+        parameters=given,
+        experiment=experiment,
+        service_account=service_account,
+    )
+
+
+@app.command()
+def watch(
+    run: RunOnCluster,
+    host: Host = "",
+    namespace: Namespace = "",
+    token_file: TokenFile = "",
+    every: Every = 5.0,
+) -> None:
+    """Show a run on a cluster until it ends; Ctrl-C leaves it going. Exit code 1 if it does not succeed."""
+    from pipelines.attending import attend
+    from pipelines.cluster import connect
+    from pipelines.runs import find_run
+    from pipelines.watching import console
+
+    cluster = connect(host, namespace, token_file)
+    attend(cluster, find_run(cluster, run), console(), every)
+
+
+@app.command()
+def stop(run: RunOnCluster, host: Host = "", namespace: Namespace = "", token_file: TokenFile = "") -> None:
+    """End a run on a cluster. What its finished tasks have made stays."""
+    from pipelines.attending import stop_and_tell
+    from pipelines.cluster import connect
+    from pipelines.watching import console
+
+    stop_and_tell(connect(host, namespace, token_file), run, console())
+
+
+@app.command()
+def retry(
+    run: RunOnCluster,
+    host: Host = "",
+    namespace: Namespace = "",
+    token_file: TokenFile = "",
+    wait: Wait = False,
+    every: Every = 5.0,
+) -> None:
+    """Let a run that failed or was stopped go on with what is missing, under the same ID."""
+    from pipelines.attending import retry_and_show
+    from pipelines.cluster import connect
+    from pipelines.watching import console
+
+    retry_and_show(connect(host, namespace, token_file), run, console(), every if wait else None)
+
+
 def _store(store: str) -> list[str]:
     """The setting that --store is; a folder's path is made whole, since a run can be continued from elsewhere."""
     folder = store and store != "s3" and "://" not in store
@@ -347,6 +459,8 @@ def main() -> None:
             _leave(f"error: {error.format_message()}", 2)
         if isinstance(error, StageFailed):
             _leave(f"error: {error}", 1)
+        if isinstance(error, Detached):
+            _leave(str(error), 130)
         raise
     if status == 130:  # typer makes it of Ctrl-C, and returns it
         _leave(

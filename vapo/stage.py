@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from vapo.errors import UserError, as_user_error
 from vapo.progress import ATTENDED, emit, leave_with_reader
 
 IMAGE = "VAPO_IMAGE"  # environment variable of every task: the image that it runs in
+PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['(.+)'\]\}\}")
 METRICS = "metrics"  # the output that holds a stage's numbers as JSON
 
 
@@ -37,6 +40,7 @@ class Stage:
     """A stage's function, its section in vapo.recipe, and whether it needs torch: then it waits for a warm worker.
 
     One that is `resumable` also takes `partial`: a folder in which it finds what it had finished when it was killed.
+    One that is `informed` also takes `sources`: what is known of each input, its uri, sha256 and record.
     """
 
     module: str
@@ -44,6 +48,7 @@ class Stage:
     section: str
     torch: bool
     resumable: bool = False
+    informed: bool = False
 
 
 STAGES = {
@@ -57,6 +62,8 @@ STAGES = {
     "evaluation": Stage("vapo.evaluate.accuracy", "evaluation", "Evaluation", torch=False),
     "history": Stage("vapo.report.history", "history", "Section", torch=False),
     "report": Stage("vapo.report.stage", "report", "Report", torch=False),
+    "hand_off": Stage("vapo.segments", "hand_off", "Section", torch=False, informed=True),
+    "take_over": Stage("vapo.segments", "take_over", "Section", torch=False),
 }
 
 
@@ -81,14 +88,19 @@ def run(
     parameters: Mapping[str, Any],
     inputs: Mapping[str, Artifact | None],
     outputs: Mapping[str, Artifact],
+    known: str = "{}",
 ) -> None:
     """Run a stage inside a component: `section` is its part of the recipe as JSON.
+
+    Args:
+        known: sha256 and record of inputs whose metadata may not say them, by name, as JSON.
 
     Afterwards every output's metadata holds its sha256 and size, the sha256 of the record of what was done, and the
     metrics: the Kubeflow UI shows them.
     """
     if os.environ.get(ATTENDED):
         leave_with_reader()
+    digests: dict[str, dict[str, str]] = json.loads(known)
     job = Job(
         stage,
         section,
@@ -98,18 +110,31 @@ def run(
                 "path": artifact.path,
                 "uri": artifact.uri,
                 **{key: str(artifact.metadata.get(key, "")) for key in ("sha256", "record")},
+                **digests.get(name, {}),
             }
             for name, artifact in inputs.items()
             if artifact is not None
         },
         {name: artifact.path for name, artifact in outputs.items()},
         time.time(),
-        os.environ.get(IMAGE, ""),
+        _image(),
         {name: artifact.uri for name, artifact in outputs.items()},
     )
     result = _by_worker(job) or execute(asdict(job))
     for name, artifact in outputs.items():
         artifact.metadata.update(result[name])
+
+
+def _image() -> str:
+    """The image that this process runs in. Where it is a parameter of the pipeline the variable names that parameter:
+    kfp fills placeholders in the arguments of this process, but not in its environment.
+    """
+    said = os.environ.get(IMAGE, "")
+    if not (parameter := PLACEHOLDER.fullmatch(said)):
+        return said
+    given = json.loads(sys.argv[sys.argv.index("--executor_input") + 1])
+    image: str = given["inputs"]["parameterValues"][parameter[1]]
+    return image
 
 
 def _by_worker(job: Job) -> dict[str, dict[str, Any]] | None:
@@ -164,10 +189,11 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     work_started, clock = time.time(), time.monotonic()
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}
     targets = {name: Path(path) for name, path in job.outputs.items() if name != METRICS}
+    told = {"sources": inputs} if stage.informed else {}
     with ExitStack() as stack:
         if stage.resumable:
             paths["partial"] = stack.enter_context(partial_folder(_identity(job, inputs)))
-        found = _work(job, section, paths, targets)
+        found = _work(job, section, paths, targets, told)
         seconds = time.monotonic() - clock
         metrics = {name: float(value) for name, value in found.items() if value is not None}
         if METRICS in job.outputs:
@@ -198,7 +224,9 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     return {name: {**fact, **where, **(metrics if name == METRICS else {})} for name, fact in facts.items()}
 
 
-def _work(job: Job, section: Any, paths: Mapping[str, Path], targets: Mapping[str, Path]) -> dict[str, float | None]:
+def _work(
+    job: Job, section: Any, paths: Mapping[str, Path], targets: Mapping[str, Path], told: Mapping[str, Any]
+) -> dict[str, float | None]:
     """Call the stage's function, here or in ranks of their own; returns its metrics."""
     from vapo import recipe
 
@@ -208,7 +236,7 @@ def _work(job: Job, section: Any, paths: Mapping[str, Path], targets: Mapping[st
 
         return launch(job.stage, section, paths, targets, job.parameters)
     function = getattr(importlib.import_module(stage.module), stage.function)
-    metrics: dict[str, float | None] = function(section, **paths, **targets, **job.parameters)
+    metrics: dict[str, float | None] = function(section, **paths, **targets, **job.parameters, **told)
     return metrics
 
 

@@ -16,8 +16,8 @@ def evaluation(
     rewards: dsl.Input[dsl.Dataset],
     evaluation: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-) -> None:
-    """Make the EVALUATION table."""
+) -> float:
+    """Make the EVALUATION table; the accuracy, by which a run may end early."""
     from vapo.stage import run
 
     run(
@@ -27,3 +27,4 @@ def evaluation(
         inputs={"prompts": prompts, "rollouts": rollouts, "rewards": rewards},
         outputs={"evaluation": evaluation, "metrics": metrics},
     )
+    return float(metrics.metadata["accuracy"])
