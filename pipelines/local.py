@@ -28,6 +28,7 @@ from pipelines.watching import Task, Watch, evaluation_table, iterations_table, 
 from pipelines.workdir import Workdir, locked
 from vapo import __version__, partial, worker
 from vapo.errors import StageFailed, UserError, as_user_error
+from vapo.lineage import records
 from vapo.lineage.software import source_digest
 from vapo.progress import ATTENDED, parse
 from vapo.recipe import Recipe
@@ -105,6 +106,7 @@ def _run(
         # OpenMP threads that spin long make a stage five times slower when anything else wants a core (docs/log.md).
         environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1", "GOMP_SPINCOUNT": "2000", ATTENDED: "1"}
         environment[partial.PLACE] = str(workdir.partial)
+        environment[records.STORE] = os.environ.get(records.STORE) or str(workdir.records)
         if recipe.runtime.threads:
             environment["OMP_NUM_THREADS"] = str(recipe.runtime.threads)
         with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):
@@ -116,7 +118,9 @@ def _run(
                     outputs = _execute(ir, workdir, store, folder / "log.txt", watch)
                 finally:
                     events.close()
-        shutil.copyfile(outputs["page"].path, folder / "report.html")
+        page = Path(outputs["page"].path)
+        shutil.copyfile(page.with_name("lineage"), folder / "lineage.html")
+        shutil.copyfile(page, folder / "report.html")  # last: with it the run has ended
     return read_table(Path(outputs["history"].path), HISTORY).to_pylist(), watch
 
 
