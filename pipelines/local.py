@@ -30,6 +30,7 @@ from pipelines.watching import Task, Watch, evaluation_table, iterations_table, 
 from pipelines.workdir import Workdir
 from vapo import __version__, partial, worker
 from vapo.errors import StageFailed, UserError, as_user_error
+from vapo.lineage import records
 from vapo.lineage.graph import node_at
 from vapo.lineage.software import source_digest
 from vapo.progress import ATTENDED, parse
@@ -115,6 +116,7 @@ def execute(
         # OpenMP threads that spin long make a stage five times slower when anything else wants a core (docs/log.md).
         environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1", "GOMP_SPINCOUNT": "2000", ATTENDED: "1"}
         environment[partial.PLACE] = str(workdir.partial)
+        environment[records.STORE] = os.environ.get(records.STORE) or str(workdir.records)
         if recipe.runtime.threads:
             environment["OMP_NUM_THREADS"] = str(recipe.runtime.threads)
         with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):
@@ -129,8 +131,14 @@ def execute(
                     events.close()
         ledger.ended()
         if "page" in outputs:
-            shutil.copyfile(outputs["page"].path, folder / "report.html")
+            show(Path(outputs["page"].path), folder)
     return outputs, watch
+
+
+def show(page: Path, folder: Path) -> None:
+    """Put what the report stage made into a run's folder."""
+    shutil.copyfile(page.with_name("lineage"), folder / "lineage.html")
+    shutil.copyfile(page, folder / "report.html")  # last: with it the run has ended
 
 
 def _rows(outputs: dict[str, Any]) -> list[dict[str, Any]]:

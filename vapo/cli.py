@@ -313,13 +313,16 @@ def lineage(
     html: Annotated[
         Path | None, typer.Option("--html", dir_okay=False, help="write the graph as a page to this file")
     ] = None,
+    store: Annotated[
+        str, typer.Option("--store", help="of a run on a cluster: its runtime.store; RUN is its ID", metavar="URI")
+    ] = "",
     workdir: Where = WORKDIR,
 ) -> None:
     """Show where an artifact comes from: every stage that led to it, back to the prompts and the seed.
 
     With --verify the exit code is 1 if anything is missing or was changed since.
     """
-    from pipelines.lineage import lineage_of, store_of
+    from pipelines.lineage import lineage_in, lineage_of, store_of
     from pipelines.stores import opened
     from pipelines.workdir import Workdir
     from vapo.lineage.graph import dump
@@ -329,7 +332,7 @@ def lineage(
     from vapo.tables import write_text
 
     place = Workdir(workdir)
-    graph = lineage_of(place, what, iteration)
+    graph = lineage_in(store, what, iteration) if store else lineage_of(place, what, iteration)
     if html:
         write_text(html, page(graph))
     if as_json:
