@@ -24,6 +24,7 @@ def submit_and_show(
     parameters: Mapping[str, str],
     experiment: str,
     service_account: str,
+    ir: str = "",
 ) -> None:
     """Create a run and say where it is; then show it, if `every` says how often to look (seconds)."""
     name = new_name(recipe)
@@ -35,6 +36,7 @@ def submit_and_show(
             parameters=parameters,
             experiment=experiment,
             service_account=service_account,
+            ir=ir,
         )
     except KeyboardInterrupt:
         raise Detached(

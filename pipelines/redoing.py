@@ -1,7 +1,7 @@
 """A flat pipeline that executes recorded tasks again: importers bring what they took, components do what they did."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ def redoing(
     place_of: Callable[[Given], str],
     *,
     linked: bool,
-    cached: bool = True,
+    anew: Collection[str] = (),
 ) -> Redoing:
     """The pipeline of these executions.
 
@@ -77,7 +77,7 @@ def redoing(
         nodes: all records there are.
         place_of: where an artifact lies now: the default of the parameter of its importer.
         linked: a task takes what the tasks before it make; False: every task takes what was recorded.
-        cached: False: nothing may be served from a cache that does not tell this pipeline from others.
+        anew: digests of records whose tasks no cache may serve.
     """
     inside = {task.node.digest for task in again} if linked else set()
     by_digest = {node.digest: node for node in nodes}
@@ -110,7 +110,7 @@ def redoing(
             if "store" in values:
                 values["store"] = where["store"]
             done = component(**parameters_for(component, values), **inputs)
-            done.set_caching_options(enable_caching=cached)
+            done.set_caching_options(enable_caching=task.node.digest not in anew)
             made[task.node.digest] = done
             tasks[done.name] = task
         return {}

@@ -31,11 +31,11 @@ def rerun(
     workdir: Workdir,
     console: Console,
     stage: str,
-    *,
     iteration: int | None = None,
     purpose: str = "",
     downstream: bool = False,
     settings: Sequence[str] = (),
+    *,
     warm: bool = True,
 ) -> Path:
     """Do it in a folder of its own beside the run's; returns the folder.

@@ -54,6 +54,7 @@ def submit(
     experiment: str = "",
     service_account: str = "",
     name: str = "",
+    ir: str = "",
 ) -> Submission:
     """Create a run of a recipe's pipeline.
 
@@ -61,6 +62,7 @@ def submit(
         parameters: run-time parameters of the pipeline, as text; the recipe's own are the recipe's.
         experiment: its name, made if it is not there; empty: the pipeline's.
         name: of the run; one that is there already is returned as it is. Empty: a new one.
+        ir: the pipeline; empty: the recipe's.
 
     Raises:
         UserError: a parameter is unknown or does not fit, the store is none, or the server refuses.
@@ -69,7 +71,7 @@ def submit(
         raise UserError(
             f"runtime.store = {recipe.runtime.store!r}: pods share no folder: give a bucket, --store s3://bucket/prefix"
         )
-    ir = compile_pipeline(recipe, share=True)
+    ir = ir or compile_pipeline(recipe, share=True)
     arguments = arguments_of(ir, parameters or {})
     pipeline = f"vapo-{recipe.name}"
     pipeline_id = _pipeline(cluster, pipeline)

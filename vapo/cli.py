@@ -162,7 +162,7 @@ def report(
 
 @app.command()
 def rerun(
-    run: Annotated[str, typer.Argument(help="a run's name, as 'vapo run' printed it", metavar="RUN")],
+    run: Annotated[str, typer.Argument(help="a run's name, or with --store a run ID of a cluster", metavar="RUN")],
     stage: Annotated[str, typer.Option("--stage", help="the stage, say advantages")],
     iteration: Annotated[
         int | None, typer.Option("--iteration", min=0, help="of the run; needed if the stage ran in several")
@@ -176,26 +176,43 @@ def rerun(
     set_: Set = None,
     workdir: Where = WORKDIR,
     cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
+    store: Annotated[
+        str, typer.Option("--store", help="of a run on a cluster: the bucket with its records", metavar="URI")
+    ] = "",
+    compile_to: Annotated[
+        Path | None, typer.Option("--compile", dir_okay=False, help="with --store: write the pipeline, submit nothing")
+    ] = None,
+    host: Host = "",
+    namespace: Namespace = "",
+    token_file: TokenFile = "",
 ) -> None:
     """Run a stage again from the artifacts that a run recorded, and say what came out the same.
 
-    The result is a run of its own beside the other one, which stays as it is.
+    The result is a run of its own beside the other one, which stays as it is. With --store it is submitted to the
+    cluster, as a pipeline of the same name.
     """
     from pipelines.rerunning import rerun as run_again
     from pipelines.watching import console
     from pipelines.workdir import Workdir
+    from vapo.tables import write_text
 
-    run_again(
-        run,
-        Workdir(workdir),
-        console(),
-        stage,
-        iteration=iteration,
-        purpose=purpose,
-        downstream=downstream,
-        settings=set_ or [],
-        warm=not cold,
-    )
+    if not store:
+        if compile_to or host:
+            raise UserError("--compile and --host are for a run on a cluster: say where its records are with --store")
+        place = Workdir(workdir)
+        run_again(run, place, console(), stage, iteration, purpose, downstream, set_ or [], warm=not cold)
+        return
+    from pipelines.attending import submit_and_show
+    from pipelines.cluster import connect
+    from pipelines.recompiling import recompiled, tasks_in
+
+    recipe, ir = recompiled(*tasks_in(store, run), stage, iteration, purpose, downstream, set_ or [])
+    if compile_to:
+        write_text(compile_to, ir)
+        typer.echo(f"{compile_to}: {len(ir.encode()) / 1000:.0f} KB")
+        return
+    cluster = connect(host, namespace, token_file)
+    submit_and_show(recipe, cluster, console(), None, parameters={}, experiment="", service_account="", ir=ir)
 
 
 @app.command()
