@@ -110,6 +110,7 @@ def execute(
     Args:
         marks: as in `compile_pipeline`.
     """
+    ledger = Ledger(folder, workdir.cache)  # before the recipe: what has one and no ledger is of an older vapo
     with tempfile.TemporaryDirectory(prefix="vapo-") as scratch:
         write_text(folder / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
         (folder / "report.html").unlink(missing_ok=True)
@@ -122,7 +123,7 @@ def execute(
         with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):
             ir = compile_pipeline(recipe, local_image(), pipeline_of, marks=marks)
             write_text(folder / "pipeline.yaml", ir)
-            events, ledger = EventFile(folder / "tensorboard"), Ledger(folder, workdir.cache)
+            events = EventFile(folder / "tensorboard")
             told = (events.add, ledger.executed, ledger.served)
             with Watch(console, stages_of(ir), folder.name, console.is_terminal, *told) as watch:
                 try:
