@@ -139,7 +139,21 @@ def build(kind: str, engine: str, base: str, context: Path) -> str:
     name = f"vapo-{kind}:{__version__}"
     given = {"BASE": base, "KIND": kind, "VERSION": __version__, "REVISION": commit()}
     arguments = [word for key, value in given.items() for word in ("--build-arg", f"{key}={value}")]
-    run(f"building {name}", [engine, "build", "--network", "none", *arguments, "--tag", name, "--file", str(context / "Containerfile"), str(context)])
+    run(
+        f"building {name}",
+        [
+            engine,
+            "build",
+            "--network",
+            "none",
+            *arguments,
+            "--tag",
+            name,
+            "--file",
+            str(context / "Containerfile"),
+            str(context),
+        ],
+    )
     return name
 
 
