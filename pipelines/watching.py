@@ -108,6 +108,8 @@ class Watch:
             self.error = event
         elif kind == "bad_row":
             self._say(f"left out: {event['row']}")
+        elif kind == "warning":
+            self._say(f"warning: {event['message']}")
         elif kind == "end":
             self.work = event["seconds"]
             self.on_record(event.get("record", ""))

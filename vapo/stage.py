@@ -173,9 +173,14 @@ def execute(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
     What the user can cure is printed as one `error` event before it propagates.
     """
+    from vapo.lineage.openlineage import told
+
     job = Job(**data)
     try:
-        return _execute(job)
+        with told(job) as complete:
+            made = _execute(job)
+            complete(made)
+        return made
     except BaseException as error:
         cure = as_user_error(error)
         last = traceback.format_exception_only(error)[-1].strip()
