@@ -491,17 +491,6 @@ class StageResources(Section):
     take_over: Resources = Resources()
     next_segment: Resources = Resources()
 
-
-class Chain(Section):
-    """How the runs of a training that takes several follow one another on a cluster."""
-
-    secret: str = Field(
-        "",
-        description="the Secret whose `token` a segment's last task gets, to start the next one by itself; empty: "
-        "'vapo submit --wait' or 'vapo watch' starts it",
-    )
-    api: str = Field("http://ml-pipeline.kubeflow:8888", description="where that task finds Kubeflow Pipelines")
-
     def of(self, stage: str) -> Resources:
         """What a stage asks for, by its own table and that of every stage."""
         own: Resources = getattr(self, stage)
@@ -513,6 +502,17 @@ class Chain(Section):
         for stage in type(self).model_fields:
             kubernetes.check_pods(f"resources.{stage}", self.of(stage))
         return self
+
+
+class Chain(Section):
+    """How the runs of a training that takes several follow one another on a cluster."""
+
+    secret: str = Field(
+        "",
+        description="the Secret whose `token` a segment's last task gets, to start the next one by itself; empty: "
+        "'vapo submit --wait' or 'vapo watch' starts it",
+    )
+    api: str = Field("http://ml-pipeline.kubeflow:8888", description="where that task finds Kubeflow Pipelines")
 
 
 class Runtime(Section):

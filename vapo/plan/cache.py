@@ -50,6 +50,8 @@ def predict(tasks: Sequence[Task], nodes: Collection[Node], kept: Collection[Pat
     """
     at_place: dict[str, list[Node]] = {}
     for node in nodes:
+        if node.folder is None:  # its record alone is left
+            continue
         at_place.setdefault(node.folder.name, []).append(node)
     found: list[Prediction] = []
     for task in tasks:
