@@ -12,6 +12,7 @@ from pipelines.images import image_of
 from pipelines.merging import merged
 from pipelines.outside import READS, stamp
 from pipelines.training import training_pipeline
+from vapo.lineage.records import records_env
 from vapo.recipe import Recipe
 from vapo.stage import IMAGE
 
@@ -45,6 +46,8 @@ def compile_pipeline(
         stage = _stage_of(container)
         container["image"] = image or image_of(stage, recipe)
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
+        if share:  # on this machine `vapo run` says where records are kept
+            container["env"] += [{"name": name, "value": value} for name, value in records_env(recipe).items()]
         if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})
     if share:
