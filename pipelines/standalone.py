@@ -9,7 +9,7 @@ from components.base_model.component import base_model
 from components.history.component import history as record
 from components.problems.component import problems
 from components.report.component import report
-from pipelines.evaluation import evaluate
+from pipelines.evaluation import evaluation_of
 from pipelines.training import as_json
 from vapo.recipe import Recipe
 
@@ -21,6 +21,8 @@ class Outputs(NamedTuple):
 
 def evaluation_pipeline(recipe: Recipe) -> BaseComponent:
     """The recipe's held-out problems, its base_model.path as the policy, one evaluation, and its page."""
+
+    evaluate = evaluation_of(recipe.rollout_for_evaluation().shards)
 
     @dsl.pipeline(name=f"vapo-evaluate-{recipe.name}", description="avg@k, pass@k and cons@k of a model on problems")
     def evaluating(
@@ -38,7 +40,11 @@ def evaluation_pipeline(recipe: Recipe) -> BaseComponent:
         heldout_prompts = made.outputs["heldout_prompts"]
         base = base_model(section=base_model_section, seed=seed, store=store, examples=made.outputs["examples"])
         begun = record(
-            iteration=0, purpose="training", problems=made.outputs["metrics"], base_model=base.outputs["metrics"]
+            block_start=0,
+            offset=0,
+            purpose="training",
+            problems=made.outputs["metrics"],
+            base_model=base.outputs["metrics"],
         )
         measured = evaluate(
             policy=base.outputs["policy"],
@@ -47,7 +53,8 @@ def evaluation_pipeline(recipe: Recipe) -> BaseComponent:
             rollout_section=rollout_section,
             verification_section=verification_section,
             evaluation_section=evaluation_section,
-            iteration=0,
+            block_start=0,
+            offset=0,
             seed=seed,
         )
         written = report(

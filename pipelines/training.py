@@ -1,145 +1,122 @@
-"""The whole training run: problems, base model, value-pretraining, iterations with evaluations between, report."""
+"""The whole training run: problems, base model, value-pretraining, blocks of iterations with evaluations, report."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.base_model.component import base_model
 from components.history.component import history as record
 from components.problems.component import problems
-from components.report.component import report
-from pipelines.evaluation import evaluate
-from pipelines.iteration import iteration_pipeline
-from pipelines.value_pretraining import pretrain_critic
+from pipelines.chain import chain_of, outputs_of
+from pipelines.evaluation import evaluation_of
+from pipelines.segments import Segment, handed, taken_over
+from pipelines.signature import pipeline_of
+from pipelines.value_pretraining import value_pretraining_of
 from vapo.recipe import Recipe, Section
 
 
-class Outputs(NamedTuple):
-    policy: dsl.Model
-    history: dsl.Dataset
-    page: dsl.HTML
-
-
-def evaluated_iterations(recipe: Recipe) -> list[int]:
-    """After which iterations the policy is evaluated: 0, every few, and the last."""
-    every = range(0, recipe.iterations, recipe.evaluation.every)
-    return [*every, recipe.iterations]
-
-
-def training_pipeline(recipe: Recipe) -> BaseComponent:
+def training_pipeline(recipe: Recipe, segment: Segment | None = None) -> BaseComponent:
     """The pipeline of a recipe; its sections are the pipeline's parameters.
 
-    What shapes the graph: iterations, evaluation.every, rollout.draws, and whether there is a critic
-    (advantages.estimator).
+    What shapes the graph: iterations, iterations_per_block, evaluation.every, rollout.draws, rollout.shards, whether
+    there is a critic (advantages.estimator), and whether a run may end early (target_accuracy).
+
+    Args:
+        segment: the part of the training that this run does; None: all of it.
     """
-    evaluated = evaluated_iterations(recipe)
-    iterate = iteration_pipeline(recipe.rollout.draws, recipe.has_critic)
+    part = segment or Segment(1, 1, recipe.iterations, 1)
+    go_on = chain_of(recipe, part)
+    evaluate = evaluation_of(recipe.rollout_for_evaluation().shards)
+    pretrain_critic = value_pretraining_of(recipe.rollout_for_value_pretraining().shards) if recipe.has_critic else None
 
-    @dsl.pipeline(name=f"vapo-{recipe.name}", description="VAPO: value-based augmented PPO, arXiv 2504.05118")
-    def training(
-        store: str,
-        seed: int = recipe.seed,
-        problems_section: str = as_json(recipe.problems),
-        base_model_section: str = as_json(recipe.base_model),
-        rollout_section: str = as_json(recipe.rollout),
-        evaluation_rollout_section: str = as_json(recipe.rollout_for_evaluation()),
-        pretraining_rollout_section: str = as_json(recipe.rollout_for_value_pretraining()),
-        verification_section: str = as_json(recipe.verification),
-        value_pretraining_section: str = as_json(recipe.for_stage("value_pretraining")),
-        advantages_section: str = as_json(recipe.for_stage("advantages")),
-        ppo_update_section: str = as_json(recipe.for_stage("ppo_update")),
-        evaluation_section: str = as_json(recipe.evaluation),
-        report_section: str = as_json(recipe.report),
-        wanted_groups: int = recipe.advantages.keep_groups,
-        recipe_json: str = as_json(recipe),
-    ) -> Outputs:
-        made = problems(section=problems_section, seed=seed)
-        train_prompts, heldout_prompts = made.outputs["train_prompts"], made.outputs["heldout_prompts"]
-        base = base_model(section=base_model_section, seed=seed, store=store, examples=made.outputs["examples"])
-        begun = record(
-            iteration=0, purpose="training", problems=made.outputs["metrics"], base_model=base.outputs["metrics"]
-        )
-        policy, history = base.outputs["policy"], begun.outputs["new_history"]
+    def training(**given: Any) -> dict[str, Any]:
+        state = _begun(given, evaluate, pretrain_critic) if part.number == 1 else taken_over(given, recipe.has_critic)
+        return go_on({**given, **state})
 
-        def evaluation_after(iteration: int) -> dsl.PipelineTask:
-            task = evaluate(
-                policy=policy,
-                prompts=heldout_prompts,
-                history=history,
-                rollout_section=evaluation_rollout_section,
-                verification_section=verification_section,
-                evaluation_section=evaluation_section,
-                iteration=iteration,
-                seed=seed,
-            )
-            return task.set_display_name(f"evaluation-{iteration:03d}")
-
-        measured = evaluation_after(0)
-        history, critic, pretraining = measured.outputs["history"], {}, {}
-        if recipe.has_critic:
-            pretrained = pretrain_critic(
-                policy=policy,
-                prompts=train_prompts,
-                history=history,
-                rollout_section=pretraining_rollout_section,
-                verification_section=verification_section,
-                value_pretraining_section=value_pretraining_section,
-                seed=seed,
-                store=store,
-            )
-            pretrained.set_display_name("value-pretraining")
-            history, critic = pretrained.outputs["history"], {"critic": pretrained.outputs["critic"]}
-            pretraining = {"pretraining": pretrained.outputs["pretraining"]}
-        first = last = None
-        for number in range(1, recipe.iterations + 1):
-            last = iterate(
-                **critic,
-                policy=policy,
-                reference=base.outputs["policy"],
-                prompts=train_prompts,
-                history=history,
-                rollout_section=rollout_section,
-                verification_section=verification_section,
-                advantages_section=advantages_section,
-                ppo_update_section=ppo_update_section,
-                wanted_groups=wanted_groups,
-                iteration=number,
-                seed=seed,
-                store=store,
-            )
-            last.set_display_name(f"iteration-{number:03d}")
-            first = first or last
-            policy, history = last.outputs["policy"], last.outputs["history"]
-            critic = {name: last.outputs[name] for name in critic}
-            if number in evaluated:
-                measured = evaluation_after(number)
-                history = measured.outputs["history"]
-        assert first is not None
-        assert last is not None
-        written = report(
-            section=report_section,
-            recipe=recipe_json,
-            history=history,
-            prompts=train_prompts,
-            policy=policy,
-            first_rollouts=first.outputs["rollouts"],
-            first_rewards=first.outputs["rewards"],
-            first_experience=first.outputs["experience"],
-            last_rollouts=last.outputs["rollouts"],
-            last_rewards=last.outputs["rewards"],
-            last_experience=last.outputs["experience"],
-            evaluation=measured.outputs["evaluation"],
-            evaluation_rollouts=measured.outputs["rollouts"],
-            evaluation_rewards=measured.outputs["rewards"],
-            evaluation_prompts=heldout_prompts,
-            **pretraining,
-        )
-        return Outputs(policy=policy, history=history, page=written.outputs["page"])
-
-    return training
+    description = "VAPO: value-based augmented PPO, arXiv 2504.05118"
+    return pipeline_of(
+        training, f"vapo-{recipe.name}", description, _parameters(recipe, part), outputs_of(recipe, part)
+    )
 
 
 def as_json(section: Section) -> str:
     """A section as the one JSON parameter of its stage; equal settings give equal text, so that caches hit."""
     return section.model_dump_json()
+
+
+def _parameters(recipe: Recipe, segment: Segment) -> dict[str, Any]:
+    """The pipeline's parameters with their defaults: name -> type, or (type, default)."""
+    takes: dict[str, Any] = {
+        "store": str,
+        "seed": (int, recipe.seed),
+        "problems_section": (str, as_json(recipe.problems)),
+        "base_model_section": (str, as_json(recipe.base_model)),
+        "rollout_section": (str, as_json(recipe.rollout)),
+        "evaluation_rollout_section": (str, as_json(recipe.rollout_for_evaluation())),
+        "pretraining_rollout_section": (str, as_json(recipe.rollout_for_value_pretraining())),
+        "verification_section": (str, as_json(recipe.verification)),
+        "value_pretraining_section": (str, as_json(recipe.for_stage("value_pretraining"))),
+        "advantages_section": (str, as_json(recipe.for_stage("advantages"))),
+        "ppo_update_section": (str, as_json(recipe.for_stage("ppo_update"))),
+        "evaluation_section": (str, as_json(recipe.evaluation)),
+        "report_section": (str, as_json(recipe.report)),
+        "wanted_groups": (int, recipe.advantages.keep_groups),
+        "recipe_json": (str, as_json(recipe)),
+    }
+    if recipe.target_accuracy:
+        takes["target_accuracy"] = (float, recipe.target_accuracy)
+    if segment.of > 1:
+        takes = {"chain": str, **takes, "submission": (str, "{}")}
+    if segment.number > 1:
+        uris = {f"{name}_uri": str for name in handed(recipe.has_critic)}
+        takes = {"handed_over": str, **uris, **takes}
+        for name in ("problems", "base_model", "pretraining_rollout", "value_pretraining"):
+            del takes[f"{name}_section"]
+    return takes
+
+
+def _begun(given: Mapping[str, Any], evaluate: BaseComponent, pretrain_critic: BaseComponent | None) -> dict[str, Any]:
+    """What comes before the first iteration, and what it leaves by the names of `handed`."""
+    seed, store = given["seed"], given["store"]
+    made = problems(section=given["problems_section"], seed=seed)
+    base = base_model(section=given["base_model_section"], seed=seed, store=store, examples=made.outputs["examples"])
+    begun = record(
+        block_start=0,
+        offset=0,
+        purpose="training",
+        problems=made.outputs["metrics"],
+        base_model=base.outputs["metrics"],
+    )
+    state = {
+        "policy": base.outputs["policy"],
+        "reference": base.outputs["policy"],
+        "prompts": made.outputs["train_prompts"],
+        "heldout_prompts": made.outputs["heldout_prompts"],
+    }
+    measured = evaluate(
+        policy=state["policy"],
+        prompts=state["heldout_prompts"],
+        history=begun.outputs["new_history"],
+        rollout_section=given["evaluation_rollout_section"],
+        verification_section=given["verification_section"],
+        evaluation_section=given["evaluation_section"],
+        block_start=0,
+        offset=0,
+        seed=seed,
+    )
+    measured.set_display_name("evaluation-000")
+    if pretrain_critic is None:
+        return {**state, "history": measured.outputs["history"]}
+    pretrained = pretrain_critic(
+        policy=state["policy"],
+        prompts=state["prompts"],
+        history=measured.outputs["history"],
+        rollout_section=given["pretraining_rollout_section"],
+        verification_section=given["verification_section"],
+        value_pretraining_section=given["value_pretraining_section"],
+        seed=seed,
+        store=store,
+    )
+    pretrained.set_display_name("value-pretraining")
+    return state | {name: pretrained.outputs[name] for name in ("history", "critic", "pretraining")}

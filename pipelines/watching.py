@@ -22,7 +22,7 @@ from vapo.report.results import last_evaluation, number, results_table
 
 EXECUTING = re.compile(r"Executing task .*?'(?:\x1b\[\d+m)?(?P<task>[\w-]+)'")
 FINISHED = re.compile(r"Task .*?'(?P<task>[\w-]+)'.*? finished with status (?:\x1b\[\d+m)?SUCCESS")
-CACHED = re.compile(r"Task (?P<task>[\w-]+) cache hit")
+CACHED = re.compile(r"Task (?P<task>[\w-]+) cache hit \(key=(?P<key>\w+)\)")
 
 COLUMNS = (  # heading, stage, metric, format: what stands in an iteration's line and in the table at the end
     ("reward", "verification", "reward_mean", "{:+.2f}"),
@@ -34,6 +34,9 @@ COLUMNS = (  # heading, stage, metric, format: what stands in an iteration's lin
     ("clip low", "ppo_update", "clip_fraction_low", "{:.2%}"),
     ("clip high", "ppo_update", "clip_fraction_high", "{:.2%}"),
 )
+
+
+WHOLE = {"concatenation": "rollout"}  # stages that tell of all shards of another
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Watch:
     name: str
     live: bool
     on_metric: Callable[[dict[str, Any]], None]  # called with a row as in HISTORY for every metric that arrives
+    on_record: Callable[[str], None] = lambda digest: None  # called with the record of every task that was executed
+    on_hit: Callable[[str], None] = lambda key: None  # called with the beginning of every cache key that was found
     started: float = field(default_factory=time.monotonic)
     tasks: list[Task] = field(default_factory=list)
     cached: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -87,6 +92,7 @@ class Watch:
             self.task_started, self.work = time.monotonic(), 0.0
         elif found := CACHED.search(line):
             self.cached[_stage_of(found["task"])] += 1
+            self.on_hit(found["key"])
         elif FINISHED.search(line) and self.current:
             self.tasks.append(Task(self.current["stage"], time.monotonic() - self.task_started, self.work))
             self.current, self.progress = {}, {}
@@ -106,13 +112,17 @@ class Watch:
             self._say(f"warning: {event['message']}")
         elif kind == "end":
             self.work = event["seconds"]
+            self.on_record(event.get("record", ""))
             self._end(event)
 
     def _end(self, event: dict[str, Any]) -> None:
         stage, purpose, iteration = event["stage"], event["purpose"], event["iteration"]
+        if event.get("shards"):  # a part: the concatenation tells of the whole
+            return
+        stage = WHOLE.get(stage, stage)
         if stage != "history":
             shown = name_in_history(stage, purpose)
-            for name, value in {**event["metrics"], "seconds": event["seconds"]}.items():
+            for name, value in {"seconds": event["seconds"], **event["metrics"]}.items():
                 self.on_metric({"iteration": iteration, "stage": shown, "name": name, "value": value})
         if purpose in ("", "training"):
             row = self.rows.setdefault(iteration, {})
@@ -161,9 +171,10 @@ class Watch:
         if not self.current:
             return Group(head)
         purpose = self.current["purpose"]
+        shard = f", shard {self.current['shard'] + 1} of {self.current['shards']}" if "shards" in self.current else ""
         what = f"{self.current['stage']}{f' ({purpose})' if purpose not in ('', 'training') else ''}"
         line = Text(f"iteration {self.current['iteration']}  ")
-        line.append(what, style="bold")
+        line.append(what + shard, style="bold")
         p = self.progress
         if not p:
             return Group(head, line)

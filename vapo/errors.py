@@ -1,4 +1,4 @@
-"""The exceptions with a meaning at the command line: the user's input is wrong (2), a stage failed (1)."""
+"""The exceptions with a meaning at the command line: wrong input (2), a stage failed (1), Ctrl-C left it (130)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ class UserError(ValueError):
 
 class StageFailed(RuntimeError):
     """A stage failed for a reason that is not the user's; the message says which and where its traceback is."""
+
+
+class Detached(Exception):
+    """Ctrl-C ended the watching, not what is watched: it runs elsewhere; the message says how to come back to it."""
 
 
 def as_user_error(error: BaseException) -> UserError | None:

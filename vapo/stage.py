@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
+import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from vapo.errors import UserError, as_user_error
 from vapo.progress import ATTENDED, emit, leave_with_reader
 
 IMAGE = "VAPO_IMAGE"  # environment variable of every task: the image that it runs in
+PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['(.+)'\]\}\}")
 METRICS = "metrics"  # the output that holds a stage's numbers as JSON
 LINEAGE = "lineage"  # the output that shows all that led to a stage's inputs
 
@@ -38,6 +41,7 @@ class Stage:
     """A stage's function, its section in vapo.recipe, and whether it needs torch: then it waits for a warm worker.
 
     One that is `resumable` also takes `partial`: a folder in which it finds what it had finished when it was killed.
+    One that is `informed` also takes `sources`: what is known of each input, its uri, sha256 and record.
     """
 
     module: str
@@ -45,12 +49,14 @@ class Stage:
     section: str
     torch: bool
     resumable: bool = False
+    informed: bool = False
 
 
 STAGES = {
     "problems": Stage("vapo.problems.make", "problems", "Problems", torch=False),
     "base_model": Stage("vapo.train.base_model", "base_model", "BaseModelSection", torch=True),
     "rollout": Stage("vapo.rollout.generate", "rollout", "Rollout", torch=True, resumable=True),
+    "concatenation": Stage("vapo.rollout.concatenation", "concatenation", "Rollout", torch=False),
     "verification": Stage("vapo.problems.verification", "verification", "Verification", torch=False),
     "value_pretraining": Stage("vapo.train.value_pretraining", "value_pretraining", "ValuePretraining", torch=True),
     "advantages": Stage("vapo.train.advantages", "advantages", "Advantages", torch=True),
@@ -58,6 +64,9 @@ STAGES = {
     "evaluation": Stage("vapo.evaluate.accuracy", "evaluation", "Evaluation", torch=False),
     "history": Stage("vapo.report.history", "history", "Section", torch=False),
     "report": Stage("vapo.report.stage", "report", "Report", torch=False),
+    "hand_off": Stage("vapo.segments", "hand_off", "Section", torch=False, informed=True),
+    "take_over": Stage("vapo.segments", "take_over", "Section", torch=False),
+    "next_segment": Stage("pipelines.next_segment", "next_segment", "Chain", torch=False),  # compiles and submits
 }
 
 
@@ -80,16 +89,22 @@ def run(
     *,
     section: str,
     parameters: Mapping[str, Any],
-    inputs: Mapping[str, Artifact | None],
+    inputs: Mapping[str, Artifact | list[Artifact] | None],
     outputs: Mapping[str, Artifact],
+    known: str = "{}",
 ) -> None:
     """Run a stage inside a component: `section` is its part of the recipe as JSON.
+
+    Args:
+        inputs: of a list each has the input's name with its number behind: parts_0, parts_1, ...
+        known: sha256 and record of inputs whose metadata may not say them, by name, as JSON.
 
     Afterwards every output's metadata holds its sha256 and size and the sha256 of the record of what was done; that of
     the metrics their numbers, and that of one output, its `bearer`, the record itself: the Kubeflow UI shows them.
     """
     if os.environ.get(ATTENDED):
         leave_with_reader()
+    digests: dict[str, dict[str, str]] = json.loads(known)
     job = Job(
         stage,
         section,
@@ -99,18 +114,38 @@ def run(
                 "path": artifact.path,
                 "uri": artifact.uri,
                 **{key: str(artifact.metadata.get(key, "")) for key in ("sha256", "record")},
+                **digests.get(name, {}),
             }
-            for name, artifact in inputs.items()
-            if artifact is not None
+            for name, artifact in _one_by_one(inputs)
         },
         {name: artifact.path for name, artifact in outputs.items()},
         time.time(),
-        os.environ.get(IMAGE, ""),
+        _image(),
         {name: artifact.uri for name, artifact in outputs.items()},
     )
     result = _by_worker(job) or execute(asdict(job))
     for name, artifact in outputs.items():
         artifact.metadata.update(result[name])
+
+
+def _one_by_one(inputs: Mapping[str, Artifact | list[Artifact] | None]) -> Iterator[tuple[str, Artifact]]:
+    for name, given in inputs.items():
+        if isinstance(given, list):
+            yield from ((f"{name}_{number}", artifact) for number, artifact in enumerate(given))
+        elif given is not None:
+            yield name, given
+
+
+def _image() -> str:
+    """The image that this process runs in. Where it is a parameter of the pipeline the variable names that parameter:
+    kfp fills placeholders in the arguments of this process, but not in its environment.
+    """
+    said = os.environ.get(IMAGE, "")
+    if not (parameter := PLACEHOLDER.fullmatch(said)):
+        return said
+    given = json.loads(sys.argv[sys.argv.index("--executor_input") + 1])
+    image: str = given["inputs"]["parameterValues"][parameter[1]]
+    return image
 
 
 def _by_worker(job: Job) -> dict[str, dict[str, Any]] | None:
@@ -171,14 +206,15 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     work_started, clock = time.time(), time.monotonic()
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}
     targets = {name: Path(path) for name, path in job.outputs.items() if name not in (METRICS, LINEAGE)}
+    told = {"sources": inputs} if stage.informed else {}
     with ExitStack() as stack:
         if stage.resumable:
             paths["partial"] = stack.enter_context(partial_folder(_identity(job, inputs)))
-        found = _work(job, section, paths, targets)
+        found = _work(job, section, paths, targets, told)
         seconds = time.monotonic() - clock
         metrics = {name: float(value) for name, value in found.items() if value is not None}
         if METRICS in job.outputs:
-            text = json.dumps({**metrics, "seconds": seconds}, indent=1) + "\n"
+            text = json.dumps({"seconds": seconds, **metrics}, indent=1) + "\n"
             write_text(Path(job.outputs[METRICS]), text)
         if LINEAGE in job.outputs:
             write_text(Path(job.outputs[LINEAGE]), _lineage(job))
@@ -203,7 +239,8 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
         )
         if records := kept():
             records.add(record)
-    emit("end", stage=job.stage, **_where(job), seconds=seconds, before=work_started - job.asked, metrics=metrics)
+    before = work_started - job.asked
+    emit("end", stage=job.stage, **_where(job), seconds=seconds, before=before, metrics=metrics, record=digest)
     where = {"stage": job.stage, "iteration": job.parameters.get("iteration", 0), "record": digest}
     described = {name: {**fact, **where, **(metrics if name == METRICS else {})} for name, fact in facts.items()}
     described[bearer(facts)]["lineage"] = in_metadata(record)
@@ -218,7 +255,9 @@ def bearer(outputs: Iterable[str]) -> str:
     return [name for name in outputs if name != METRICS][-1]
 
 
-def _work(job: Job, section: Any, paths: Mapping[str, Path], targets: Mapping[str, Path]) -> dict[str, float | None]:
+def _work(
+    job: Job, section: Any, paths: Mapping[str, Path], targets: Mapping[str, Path], told: Mapping[str, Any]
+) -> dict[str, float | None]:
     """Call the stage's function, here or in ranks of their own; returns its metrics."""
     from vapo import recipe
 
@@ -228,7 +267,7 @@ def _work(job: Job, section: Any, paths: Mapping[str, Path], targets: Mapping[st
 
         return launch(job.stage, section, paths, targets, job.parameters)
     function = getattr(importlib.import_module(stage.module), stage.function)
-    metrics: dict[str, float | None] = function(section, **paths, **targets, **job.parameters)
+    metrics: dict[str, float | None] = function(section, **paths, **targets, **job.parameters, **told)
     return metrics
 
 
@@ -261,7 +300,9 @@ def _identity(job: Job, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, An
 
 
 def _where(job: Job) -> dict[str, Any]:
-    return {"iteration": job.parameters.get("iteration", 0), "purpose": job.parameters.get("purpose", "")}
+    where = {"iteration": job.parameters.get("iteration", 0), "purpose": job.parameters.get("purpose", "")}
+    shards = {key: job.parameters[key] for key in ("shard", "shards") if job.parameters.get("shards", 1) > 1}
+    return where | shards
 
 
 def _verified(name: str, source: dict[str, str]) -> str:

@@ -8,7 +8,8 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def advantages(
     section: str,
-    iteration: int,
+    block_start: int,
+    offset: int,
     rollouts: dsl.Input[dsl.Dataset],
     rewards: dsl.Input[dsl.Dataset],
     experience: dsl.Output[dsl.Dataset],
@@ -21,7 +22,7 @@ def advantages(
     run(
         "advantages",
         section=section,
-        parameters={"iteration": iteration},
+        parameters={"iteration": block_start + offset},
         inputs={"rollouts": rollouts, "rewards": rewards, "critic": critic},
         outputs={"experience": experience, "metrics": metrics},
     )

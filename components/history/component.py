@@ -9,7 +9,8 @@ from components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def history(
-    iteration: int,
+    block_start: int,
+    offset: int,
     purpose: str,
     new_history: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
@@ -29,7 +30,7 @@ def history(
     run(
         "history",
         section="",
-        parameters={"iteration": iteration, "purpose": purpose},
+        parameters={"iteration": block_start + offset, "purpose": purpose},
         inputs={
             "previous": previous,
             "problems": problems,

@@ -9,7 +9,8 @@ from components.image import IMAGE
 def ppo_update(
     section: str,
     seed: int,
-    iteration: int,
+    block_start: int,
+    offset: int,
     store: str,
     rollouts: dsl.Input[dsl.Dataset],
     rewards: dsl.Input[dsl.Dataset],
@@ -27,7 +28,7 @@ def ppo_update(
     run(
         "ppo_update",
         section=section,
-        parameters={"seed": seed, "iteration": iteration, "store": store},
+        parameters={"seed": seed, "iteration": block_start + offset, "store": store},
         inputs={
             "rollouts": rollouts,
             "rewards": rewards,

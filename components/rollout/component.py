@@ -9,7 +9,8 @@ from components.image import IMAGE
 def rollout(
     section: str,
     seed: int,
-    iteration: int,
+    block_start: int,
+    offset: int,
     draw: int,
     wanted_groups: int,
     purpose: str,
@@ -19,6 +20,8 @@ def rollout(
     metrics: dsl.Output[dsl.Metrics],
     previous_rollouts: dsl.Input[dsl.Dataset] | None = None,
     previous_rewards: dsl.Input[dsl.Dataset] | None = None,
+    shard: int = 0,
+    shards: int = 1,
 ) -> None:
     """Make the ROLLOUTS table of one iteration."""
     from vapo.stage import run
@@ -28,10 +31,12 @@ def rollout(
         section=section,
         parameters={
             "seed": seed,
-            "iteration": iteration,
+            "iteration": block_start + offset,
             "draw": draw,
             "wanted_groups": wanted_groups,
             "purpose": purpose,
+            "shard": shard,
+            "shards": shards,
         },
         inputs={
             "prompts": prompts,

@@ -8,7 +8,8 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def verification(
     section: str,
-    iteration: int,
+    block_start: int,
+    offset: int,
     purpose: str,
     prompts: dsl.Input[dsl.Dataset],
     rollouts: dsl.Input[dsl.Dataset],
@@ -21,7 +22,7 @@ def verification(
     run(
         "verification",
         section=section,
-        parameters={"iteration": iteration, "purpose": purpose},
+        parameters={"iteration": block_start + offset, "purpose": purpose},
         inputs={"prompts": prompts, "rollouts": rollouts},
         outputs={"rewards": rewards, "metrics": metrics},
     )

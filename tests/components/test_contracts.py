@@ -9,6 +9,7 @@ import inspect
 import sys
 import typing
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ FILES = sorted((ROOT / "components").glob("*/*.py"))
 VARIANTS = [f"{path.parent.name}/{path.stem}" for path in FILES if path.stem not in ("component", "__init__")]
 NAMES = PLAIN + VARIANTS
 PYTHON = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
-OPEN = {"history", "report"}  # stages whose function takes **kwargs
+RETURNED = "return float(metrics.metadata['accuracy'])"
+ITERATION = "block_start + offset"
+UNMEASURED = {"report", "hand_off", "take_over"}  # stages without metrics
+OPEN = {"history", "report", "hand_off", "take_over"}  # stages whose function takes **kwargs
 
 
 def stage_of(name: str) -> str:
@@ -78,7 +82,9 @@ def tree(name: str) -> ast.Module:
 def call_in_body(name: str) -> dict[str, Any]:
     """The one call in a component's body: its stage, section, and names passed as parameters, inputs, outputs."""
     function = next(node for node in tree(name).body if isinstance(node, ast.FunctionDef))
-    docstring, imported, statement = function.body
+    docstring, imported, statement, *returned = function.body
+    # The only parameter that comes out of a stage: the graph may stop at an accuracy.
+    assert list(map(ast.unparse, returned)) == ([RETURNED] if name == "evaluation" else [])
     assert isinstance(docstring.value, ast.Constant)
     assert ast.unparse(imported) == "from vapo.stage import run"
     call = statement.value
@@ -89,7 +95,8 @@ def call_in_body(name: str) -> dict[str, Any]:
         if isinstance(keyword.value, ast.Dict):
             keys, values = map(ast.literal_eval, keyword.value.keys), map(ast.unparse, keyword.value.values)
             passed = dict(zip(keys, values, strict=True))
-            assert all(key == value for key, value in passed.items()), passed  # nothing changes its name on the way
+            # Nothing changes its name on the way; which iteration it is, the graph says in two parts.
+            assert all(value == (ITERATION if key == "iteration" else key) for key, value in passed.items()), passed
             found[keyword.arg] = set(passed)
         else:
             found[keyword.arg] = ast.unparse(keyword.value)
@@ -98,13 +105,16 @@ def call_in_body(name: str) -> dict[str, Any]:
 
 def test_every_stage_has_a_component_and_the_reverse() -> None:
     assert set(PLAIN) == set(STAGES)
-    assert VARIANTS == ["ppo_update/without_critic"]
+    assert VARIANTS == ["ppo_update/without_critic", "take_over/without_critic"]
 
 
 def test_what_a_stage_can_do_without() -> None:
+    of_a_critic = {"critic", "pretraining"}
     found = {name: optional_of(name) for name in PLAIN if name != "history"}
     assert {name: optional for name, optional in found.items() if optional} == {
         "advantages": {"critic"},
+        "hand_off": of_a_critic,
+        "take_over": of_a_critic | {f"new_{name}" for name in of_a_critic},
         "ppo_update": {"critic", "new_critic"},
         "report": {"pretraining", "prompts"}
         | {f"{when}_{table}" for when in ("first", "last") for table in ("rollouts", "rewards", "experience")},
@@ -112,21 +122,24 @@ def test_what_a_stage_can_do_without() -> None:
     }
 
 
-def test_the_update_without_critic_is_the_update_minus_the_critic() -> None:
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs"),
+    [
+        ("ppo_update", {"critic"}, {"new_critic"}),
+        ("take_over", {"critic", "pretraining"}, {"new_critic", "new_pretraining"}),
+    ],
+)
+def test_without_critic_is_the_same_minus_the_critic(name: str, inputs: set[str], outputs: set[str]) -> None:
     """In kfp an optional input is possible, an optional output is not: hence a second component of one stage."""
-    update, without = spec("ppo_update"), spec("ppo_update/without_critic")
-    assert without.name == update.name
-    assert without.inputs == {key: value for key, value in update.inputs.items() if key != "critic"}
-    assert without.outputs == {key: value for key, value in update.outputs.items() if key != "new_critic"}
-    assert (set(update.inputs) - set(without.inputs), set(update.outputs) - set(without.outputs)) == (
-        {"critic"},
-        {"new_critic"},
-    )
-    signatures = [
-        inspect.signature(component(name).python_func) for name in ("ppo_update", "ppo_update/without_critic")
-    ]
+    whole, without = spec(name), spec(f"{name}/without_critic")
+    assert without.name == whole.name
+    assert without.inputs == {key: value for key, value in whole.inputs.items() if key not in inputs}
+    assert without.outputs == {key: value for key, value in whole.outputs.items() if key not in outputs}
+    assert inputs <= set(whole.inputs)
+    assert outputs <= set(whole.outputs)
+    signatures = [inspect.signature(component(each).python_func) for each in (name, f"{name}/without_critic")]
     parameters = [[str(p) for p in signature.parameters.values()] for signature in signatures]
-    assert parameters[1] == [text for text in parameters[0] if text.split(":")[0] not in ("critic", "new_critic")]
+    assert parameters[1] == [text for text in parameters[0] if text.split(":")[0] not in inputs | outputs]
 
 
 def test_value_pretraining_writes_its_measures_for_the_report() -> None:
@@ -145,13 +158,18 @@ def test_component_is_named_after_its_folder(name: str) -> None:
 def test_body_passes_on_everything_that_comes_in(name: str) -> None:
     call = call_in_body(name)
     passed = set(call["parameters"])
+    if "iteration" in passed:
+        passed = passed - {"iteration"} | {"block_start", "offset"}
     if call["section"] == "section":
         passed.add("section")
     else:
-        assert (name, call["section"]) == ("history", "''")
+        assert stage_of(name) in ("history", "hand_off", "take_over")
+        assert call["section"] == "''"
+    if "known" in call:
+        passed.add(call["known"])
     assert passed == set(parameters_of(name))
     assert call["inputs"] == set(artifacts_of(name))
-    assert call["outputs"] == set(spec(name).outputs)
+    assert call["outputs"] == {key for key, found in spec(name).outputs.items() if "@" in found.type}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,13 +182,16 @@ def test_stage_function_takes_what_the_component_passes(name: str) -> None:
     left_out = optional_of(stage_of(name)) - call["inputs"] - call["outputs"]
     paths = call["inputs"] | (call["outputs"] - {METRICS}) | left_out
     wanted: dict[str, Any] = dict.fromkeys(paths, Path)
-    wanted |= {key: kind for key, kind in parameters_of(name).items() if key in call["parameters"]}
+    given = {**parameters_of(name), "iteration": int}
+    wanted |= {key: kind for key, kind in given.items() if key in call["parameters"]}
     resumable = {"partial"} if STAGES[stage_of(name)].resumable else set()  # vapo.stage gives it, not the component
     wanted |= dict.fromkeys(resumable, Path)
+    if STAGES[stage_of(name)].informed:
+        wanted["sources"] = Mapping[str, Mapping[str, str]]
     named = {p.name: p for p in rest if p.kind is inspect.Parameter.KEYWORD_ONLY}
     open_ended = [p for p in rest if p.kind is inspect.Parameter.VAR_KEYWORD]
     assert len(named) + len(open_ended) == len(rest)
-    assert bool(open_ended) == (name in OPEN)
+    assert bool(open_ended) == (stage_of(name) in OPEN)
     if open_ended:
         assert set(named) <= set(wanted)
         assert hints[open_ended[0].name] is Path
@@ -231,16 +252,16 @@ def test_the_image_name_needs_no_import() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_metrics_are_an_output_of_every_stage_but_the_report(name: str) -> None:
+def test_metrics_are_an_output_of_every_stage_that_measures(name: str) -> None:
     outputs = spec(name).outputs
     metrics = [key for key, value in outputs.items() if value.type.startswith("system.Metrics")]
-    assert metrics == ([] if name == "report" else [METRICS])
+    assert metrics == ([] if stage_of(name) in UNMEASURED else [METRICS])
 
 
 def test_history_takes_the_metrics_of_every_stage_that_has_them() -> None:
     inputs = artifacts_of("history")
     metrics = {key for key, value in inputs.items() if value.type.startswith("system.Metrics")}
-    assert metrics == set(STAGES) - {"history", "report"}
+    assert metrics == set(STAGES) - {"history"} - UNMEASURED
     assert set(inputs) - metrics == {"previous"}
     assert all(value.optional for value in inputs.values())
 

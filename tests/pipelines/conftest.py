@@ -1,14 +1,17 @@
-"""Two working directories: one run that nothing disturbed, and one that was killed at every turn."""
+"""Two working directories, of a run that nothing disturbed and one killed at every turn; and a cluster's API."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pipelines import cluster
+from tests.pipelines.kfp_server import KfpServer, serving
 from tests.running import TINY, children, folder_of, kill, running, vapo
 
 
@@ -74,3 +77,15 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         stage_killed = Interruption(status, out, err, run.left(5.0))
     done = vapo("run", "--resume", "--cold", "--workdir", workdir)
     return Disturbed(workdir, runner_killed, interrupted, stage_killed, done)
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+    """A Kubeflow Pipelines server, an environment that names none, and attempts that follow one another at once."""
+    for name in ("VAPO_KFP_HOST", "VAPO_KFP_NAMESPACE", "VAPO_KFP_TOKEN", "VAPO_KFP_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    at_once = {"backoff_factor": 0.0, "backoff_jitter": 0.0}
+    monkeypatch.setattr(cluster, "RETRIES", cluster.RETRIES.new(**at_once))
+    monkeypatch.setattr(cluster, "FIRST", cluster.FIRST.new(**at_once))
+    with serving(KfpServer()) as found:
+        yield found

@@ -77,7 +77,7 @@ class Graph:
 
 def read_nodes(artifacts: Path) -> list[Node]:
     """Every record below a folder of artifacts: RUN/TASK/record.json."""
-    return [node_at(path.parent) for path in sorted(artifacts.glob(f"*/*/{FILE}"))]
+    return [node_at(path.parent) for path in sorted(artifacts.rglob(FILE))]
 
 
 def nodes_of(records: Mapping[str, Record]) -> list[Node]:

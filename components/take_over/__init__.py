@@ -1,0 +1,1 @@
+"""What the segment before has left."""
