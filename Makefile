@@ -13,7 +13,7 @@ COMPILE_VLLM := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev demo test check bench clean
+.PHONY: help setup setup-dev demo test check manifests bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,7 +31,12 @@ test: setup-dev ## all tests
 check: setup-dev ## style, types, who may import whom, and whether the README's tree is true
 	@status=0; for tool in "ruff check" "ruff format --check" mypy "lint-imports --no-logo"; do \
 		echo "== $$tool"; $(BIN)/$$tool || status=1; \
-	done; echo "== README's tree"; $(BIN)/python docs/tree.py --check || status=1; exit $$status
+	done; echo "== README's tree"; $(BIN)/python docs/tree.py --check || status=1; \
+	echo "== manifests"; $(BIN)/python -m manifests.check || status=1; exit $$status
+
+manifests: setup-dev ## render every overlay of manifests/ offline and check what a cluster would refuse
+	@$(BIN)/python -m manifests.images
+	@$(BIN)/python -m manifests.check
 
 bench: setup-dev ## every measurement in benchmarks/
 	@set -e; for file in benchmarks/*.py; do \

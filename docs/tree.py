@@ -1,6 +1,7 @@
 """Writes the file tree at the end of README.md: a module's sentence is its docstring's first line."""
 
 import ast
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,9 @@ def sentence(path: Path) -> str:
     if path.suffix == ".py":
         documented = ast.get_docstring(ast.parse(text)) or ""
         return documented.split("\n\n")[0].replace("\n", " ").rstrip(".")
+    if path.suffix == ".yaml":
+        comment = [line.lstrip("# ") for line in itertools.takewhile(lambda line: line[:1] == "#", text.splitlines())]
+        return " ".join(comment).split(". ")[0].rstrip(".")
     if path.suffix in (".md", ".toml") and name not in OTHERS:
         return text.splitlines()[0].lstrip("# ").rstrip(".")
     return OTHERS[name]

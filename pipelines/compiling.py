@@ -1,6 +1,7 @@
 """From a recipe to the IR YAML that kfp.local and a cluster take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -11,6 +12,7 @@ from pipelines.expansion import expanded
 from pipelines.images import image_of
 from pipelines.merging import merged
 from pipelines.outside import READS, stamp
+from pipelines.resources import with_resources
 from pipelines.segments import Segment
 from pipelines.stopping import conditional
 from pipelines.training import training_pipeline
@@ -26,14 +28,17 @@ def compile_pipeline(
     *,
     share: bool = False,
     segment: Segment | None = None,
+    marks: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The IR of a recipe's pipeline as YAML text.
 
     Args:
         image: that every stage runs in; empty: the recipe says which (`images`).
-        share: give equal tasks one component, as a cluster needs it (`merging`); otherwise each has its own, as
-            kfp.local needs it (`expansion`): its output folders are named by components.
+        share: for a cluster: with what its pods ask for (`resources`), and equal tasks have one component
+            (`merging`). Otherwise each has its own, as kfp.local needs it (`expansion`): its output folders are named
+            by components.
         segment: the part of the training that this run does; None: all of it.
+        marks: variables for the environment of every stage, which are part of kfp.local's cache keys.
     """
     pipeline = pipeline_of(recipe, segment) if segment else pipeline_of(recipe)
     # What kfp's compiler would write to a file: through YAML it takes a hundred times as long.
@@ -43,18 +48,20 @@ def compile_pipeline(
         parameter = document["root"]["inputDefinitions"]["parameters"]["store"]
         parameter |= {"defaultValue": recipe.runtime.store, "isOptional": True}
     outside = recipe.outside()
-    for executor in document["deploymentSpec"]["executors"].values():
+    stages = {}
+    for label, executor in document["deploymentSpec"]["executors"].items():
         if "container" not in executor:  # an importer
             continue
         container = executor["container"]
-        stage = _stage_of(container)
+        stages[label] = stage = _stage_of(container)
         container["image"] = image or image_of(stage, recipe)
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
+        container["env"] += [{"name": name, "value": value} for name, value in marks.items()]
         if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})
     document = conditional(document, local=not share)
     if share:
-        document, platforms = merged(document, platforms)
+        document, platforms = merged(*with_resources(document, platforms, recipe, stages))
     else:  # kfp.local knows no platform
         document, platforms = expanded(document), {}
     documents = [document, platforms] if platforms else [document]
@@ -74,18 +81,20 @@ def stages_of(ir: str) -> dict[str, int]:
                 walk(inner)
                 continue
             executor = executors[inner["executorLabel"]]
-            stage = _stage_of(executor["container"]) if "container" in executor else "importer"
-            counts[stage] = counts.get(stage, 0) + 1
+            if "container" in executor:
+                stage = _stage_of(executor["container"])
+                counts[stage] = counts.get(stage, 0) + 1
 
     walk(document["root"])
     return counts
 
 
-def summary(ir: str) -> str:
-    """One line of a pipeline's size and tasks: "61 KB, 40 tasks (8 rollout, 8 verification, ...)"."""
+def summary(ir: str, text: str, segment: Segment) -> str:
+    """A pipeline in one line: its size as it is written, and its tasks, say "61 KB, 40 tasks (8 rollout, ...)"."""
     tasks = stages_of(ir)
     shown = ", ".join(f"{count} {stage}" for stage, count in tasks.items())
-    return f"{len(ir.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})"
+    which = f"iterations {segment.first}-{segment.last}, " if segment.of > 1 else ""
+    return f"{which}{len(text.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})"
 
 
 def _stage_of(container: dict[str, Any]) -> str:

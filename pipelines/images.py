@@ -10,14 +10,16 @@ KINDS = {"base_model": "train", "value_pretraining": "train", "ppo_update": "tra
 
 
 def image_of(stage: str, recipe: Recipe) -> str:
-    """The image of a stage: `resources.<stage>.image`, else `runtime.image`, else its kind's.
-
-    The critic's values are computed in the image for training where advantages have an accelerator.
-    """
-    asked = getattr(recipe.resources, stage)
-    kind = "train" if stage == "advantages" and asked.accelerators else KINDS.get(stage, "cpu")
-    reference: str = asked.image or recipe.runtime.image or references()[kind]
+    """The image of a stage: `resources.<stage>.image`, else `runtime.image`, else its kind's."""
+    reference: str = recipe.resources.of(stage).image or recipe.runtime.image or references()[kind_of(stage, recipe)]
     return reference
+
+
+def kind_of(stage: str, recipe: Recipe) -> str:
+    """Which kind of image a stage runs in: the critic's values are computed in the one for training where advantages
+    have an accelerator.
+    """
+    return "train" if stage == "advantages" and recipe.resources.of(stage).accelerators else KINDS.get(stage, "cpu")
 
 
 def references() -> dict[str, str]:

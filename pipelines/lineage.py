@@ -1,10 +1,12 @@
 """What `vapo lineage` is asked for: from a run's name, a path or a digest to the graph of all that led to it."""
 
+from pipelines.ledger import tasks_of
 from pipelines.seaweed import BUCKET
 from pipelines.stores import EMBEDDED
-from pipelines.workdir import Workdir
+from pipelines.workdir import Workdir, ended
 from vapo.errors import UserError
 from vapo.lineage.graph import Graph, find_artifact, node_at, read_nodes, trace
+from vapo.stage import METRICS
 
 
 def lineage_of(workdir: Workdir, what: str, iteration: int | None = None) -> Graph:
@@ -23,7 +25,11 @@ def lineage_of(workdir: Workdir, what: str, iteration: int | None = None) -> Gra
             runs = [folder.name for folder in workdir.runs()]
             raise UserError(f"--iteration {iteration} is for a run's name, and {what!r} is none: there are {runs}")
         return trace(nodes, *find_artifact(nodes, what))
-    graph = trace(nodes, node_at(workdir.last_task(what)), "page")
+    if not (workdir.root / what / "report.html").is_file() and ended(workdir.root / what):
+        task = tasks_of(workdir, workdir.root / what, nodes)[-1]  # of a rerun without the report
+        graph = trace(nodes, task, min(task.record.outputs.keys() - {METRICS}, default=METRICS))
+    else:
+        graph = trace(nodes, node_at(workdir.last_task(what)), "page")
     if iteration is None:
         return graph
     stages = {"ppo_update": "new_policy", "base_model": "policy"}

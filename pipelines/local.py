@@ -10,22 +10,24 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kfp.dsl.base_component import BaseComponent
 from rich.console import Console
 
 from pipelines.compiling import compile_pipeline, stages_of
+from pipelines.ledger import Ledger
 from pipelines.standalone import evaluation_pipeline
 from pipelines.stores import environ, opened
 from pipelines.tensorboard import EventFile, write_events
 from pipelines.training import training_pipeline
 from pipelines.watching import Task, Watch, evaluation_table, iterations_table, last_accuracy, overhead_table
-from pipelines.workdir import Workdir, locked
+from pipelines.workdir import Workdir
 from vapo import __version__, partial, worker
 from vapo.errors import StageFailed, UserError, as_user_error
 from vapo.lineage.graph import node_at
@@ -70,8 +72,9 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
         StageFailed: a stage failed otherwise.
     """
     folder = workdir.run_folder(recipe)
-    with locked(folder), opened(recipe.runtime.store, workdir) as store:
-        history, watch = _run(recipe, training_pipeline, folder, workdir, store, console, warm)
+    with workdir.executing(folder), opened(recipe.runtime.store, workdir) as store:
+        outputs, watch = execute(recipe, training_pipeline, folder, workdir, store, console, warm)
+        history = _rows(outputs)
         write_events(folder / "tensorboard", history)
     console.print(iterations_table(history))
     accuracy = [row["value"] for row in history if (row["stage"], row["name"]) == ("evaluation", "accuracy")]
@@ -80,21 +83,22 @@ def run(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True
         change += (
             f", target_accuracy {recipe.target_accuracy:.1%} reached after iteration {last} of {recipe.iterations}"
         )
-    _summary(console, watch, f"held-out accuracy {change}", folder)
+    summary(console, watch, f"held-out accuracy {change}", folder / "report.html")
     return Finished(folder, history, watch.tasks)
 
 
 def evaluate(recipe: Recipe, workdir: Workdir, console: Console, *, warm: bool = True) -> Finished:
     """Execute the evaluation pipeline of a recipe, likewise; raises what `run` does."""
     folder = workdir.evaluation_folder(recipe)
-    with locked(folder), opened(recipe.runtime.store, workdir) as store:
-        history, watch = _run(recipe, evaluation_pipeline, folder, workdir, store, console, warm)
+    with workdir.executing(folder), opened(recipe.runtime.store, workdir) as store:
+        outputs, watch = execute(recipe, evaluation_pipeline, folder, workdir, store, console, warm)
+    history = _rows(outputs)
     console.print(evaluation_table(history))
-    _summary(console, watch, f"accuracy {last_accuracy(history)}", folder)
+    summary(console, watch, f"accuracy {last_accuracy(history)}", folder / "report.html")
     return Finished(folder, history, watch.tasks)
 
 
-def _run(
+def execute(
     recipe: Recipe,
     pipeline_of: Callable[[Recipe], BaseComponent],
     folder: Path,
@@ -102,8 +106,13 @@ def _run(
     store: str,
     console: Console,
     warm: bool,
-) -> tuple[list[dict[str, Any]], Watch]:
-    """Execute a recipe's pipeline and leave its page in the folder: (the rows of HISTORY, who watched)."""
+    marks: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[dict[str, Any], Watch]:
+    """Execute a recipe's pipeline and leave its page in the folder, if it has one: (its outputs, who watched).
+
+    Args:
+        marks: as in `compile_pipeline`.
+    """
     with tempfile.TemporaryDirectory(prefix="vapo-") as scratch:
         write_text(folder / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
         (folder / "report.html").unlink(missing_ok=True)
@@ -113,19 +122,25 @@ def _run(
         if recipe.runtime.threads:
             environment["OMP_NUM_THREADS"] = str(recipe.runtime.threads)
         with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):
-            ir = compile_pipeline(recipe, local_image(), pipeline_of)
+            ir = compile_pipeline(recipe, local_image(), pipeline_of, marks=marks)
             write_text(folder / "pipeline.yaml", ir)
-            events = EventFile(folder / "tensorboard")
-            with Watch(console, stages_of(ir), folder.name, console.is_terminal, events.add) as watch:
+            events, ledger = EventFile(folder / "tensorboard"), Ledger(folder, workdir.cache)
+            told = (events.add, ledger.executed, ledger.served)
+            with Watch(console, stages_of(ir), folder.name, console.is_terminal, *told) as watch:
                 try:
                     outputs = _execute(ir, workdir, store, folder / "log.txt", watch)
                 finally:
                     events.close()
-        page = Path(outputs["page"].path)
-        shutil.copyfile(page, folder / "report.html")
-    # What the page shows: where a run ends early, the page alone is always an output.
-    history = Path(node_at(page.parent).record.inputs["history"].path)
-    return read_table(history, HISTORY).to_pylist(), watch
+        ledger.ended()
+        if "page" in outputs:
+            shutil.copyfile(outputs["page"].path, folder / "report.html")
+    return outputs, watch
+
+
+def _rows(outputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the HISTORY that the page shows: where a run ends early, the page alone is always an output."""
+    page = Path(outputs["page"].path)
+    return read_table(Path(node_at(page.parent).record.inputs["history"].path), HISTORY).to_pylist()
 
 
 def local_image() -> str:
@@ -234,7 +249,8 @@ def warm_worker(scratch: Path, log: Path, wanted: bool) -> Iterator[None]:
         process.wait()
 
 
-def _summary(console: Console, watch: Watch, outcome: str, folder: Path) -> None:
+def summary(console: Console, watch: Watch, outcome: str, page: Path | None) -> None:
+    """What the tasks cost, what came out, and where to read on."""
     if watch.tasks:
         console.print(overhead_table(watch.tasks))
     console.print(
@@ -242,4 +258,5 @@ def _summary(console: Console, watch: Watch, outcome: str, folder: Path) -> None
         f"{sum(watch.cached.values())} served from the cache",
         highlight=False,
     )
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+    if page:
+        console.print(f"report: {page}", soft_wrap=True, highlight=False)

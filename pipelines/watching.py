@@ -22,7 +22,7 @@ from vapo.report.results import last_evaluation, number, results_table
 
 EXECUTING = re.compile(r"Executing task .*?'(?:\x1b\[\d+m)?(?P<task>[\w-]+)'")
 FINISHED = re.compile(r"Task .*?'(?P<task>[\w-]+)'.*? finished with status (?:\x1b\[\d+m)?SUCCESS")
-CACHED = re.compile(r"Task (?P<task>[\w-]+) cache hit")
+CACHED = re.compile(r"Task (?P<task>[\w-]+) cache hit \(key=(?P<key>\w+)\)")
 
 COLUMNS = (  # heading, stage, metric, format: what stands in an iteration's line and in the table at the end
     ("reward", "verification", "reward_mean", "{:+.2f}"),
@@ -59,6 +59,8 @@ class Watch:
     name: str
     live: bool
     on_metric: Callable[[dict[str, Any]], None]  # called with a row as in HISTORY for every metric that arrives
+    on_record: Callable[[str], None] = lambda digest: None  # called with the record of every task that was executed
+    on_hit: Callable[[str], None] = lambda key: None  # called with the beginning of every cache key that was found
     started: float = field(default_factory=time.monotonic)
     tasks: list[Task] = field(default_factory=list)
     cached: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -87,6 +89,7 @@ class Watch:
             self.task_started, self.work = time.monotonic(), 0.0
         elif found := CACHED.search(line):
             self.cached[_stage_of(found["task"])] += 1
+            self.on_hit(found["key"])
         elif FINISHED.search(line) and self.current:
             self.tasks.append(Task(self.current["stage"], time.monotonic() - self.task_started, self.work))
             self.current, self.progress = {}, {}
@@ -104,6 +107,7 @@ class Watch:
             self._say(f"left out: {event['row']}")
         elif kind == "end":
             self.work = event["seconds"]
+            self.on_record(event.get("record", ""))
             self._end(event)
 
     def _end(self, event: dict[str, Any]) -> None:

@@ -6,26 +6,37 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from vapo import __version__
 from vapo.errors import UserError
-from vapo.recipe import Recipe, read_resolved
+from vapo.recipe import Recipe
 from vapo.store import sha256_of
 from vapo.tables import write_text
 
 FORMAT = 1
+RERUN = "rerun.json"  # in the folder of a rerun: what it does again (pipelines/rerunning.py)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that executes a run, and since when (Unix seconds)."""
+
+    run: str
+    pid: str
+    since: float
 
 
 class Workdir:
     """One directory of runs.
 
-    RUN/recipe.json, pipeline.yaml, log.txt, report.html, tensorboard/ are a person's, and so are evaluations/NAME/;
-    .vapo/ holds what all share: artifacts/ (kfp's), cache/ (kfp's), store/ (checkpoint objects), models/ (links to
-    them, as folders that Hugging Face reads), partial/ (what stages have finished that did not end), and where
-    checkpoints go to S3 objects/ (those that were read lately) and server/ (the embedded server's data, log and
-    credentials).
+    RUN/recipe.json, pipeline.yaml, log.txt, records.txt, report.html, tensorboard/ are a person's, and so are
+    RUN-rerun-N/ and evaluations/NAME/; .vapo/ holds what all share: artifacts/ (kfp's), cache/ (kfp's), store/
+    (checkpoint objects), models/ (links to them, as folders that Hugging Face reads), partial/ (what stages have
+    finished that did not end), and where checkpoints go to S3 objects/ (those that were read lately) and server/ (the
+    embedded server's data, log and credentials).
 
     Raises:
         UserError: the directory was made by another version of this layout.
@@ -64,10 +75,61 @@ class Workdir:
             (p.parent for p in self.root.glob("*/recipe.json")), key=lambda f: (f / "recipe.json").stat().st_mtime
         )
 
+    def rerun_folder(self, run: str) -> Path:
+        """A new folder for doing a part of a run again: the next number."""
+        number = 1
+        while True:
+            folder = self.root / f"{run}-rerun-{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return folder
+
+    def evaluations(self) -> list[Path]:
+        """The folders of all evaluations."""
+        return sorted(path.parent for path in self.root.glob("evaluations/*/recipe.json"))
+
+    @contextmanager
+    def executing(self, folder: Path) -> Iterator[None]:
+        """Hold a run folder while its run is executed; it begins when nobody tidies (`alone`).
+
+        Raises:
+            UserError: another process holds it; names its process ID.
+        """
+        with ExitStack() as stack:
+            with self._tidying(fcntl.LOCK_SH):
+                stack.enter_context(locked(folder))
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[list[Owner]]:
+        """The runs that are being executed now; no other begins before the block ends."""
+        with self._tidying(fcntl.LOCK_EX):
+            folders = [p for p in [*self.root.glob("*"), *self.root.glob("evaluations/*")] if p != self.shared]
+            yield [owner for folder in folders if (owner := owner_of(folder))]
+
+    @contextmanager
+    def _tidying(self, how: int) -> Iterator[None]:
+        with (self.shared / "lock").open("a") as lock:
+            fcntl.flock(lock, how)
+            yield
+
     def forget(self) -> None:
-        """Empty the cache: every stage will be done anew, from its beginning. Artifacts and checkpoints stay."""
-        for folder in (self.cache, self.partial):
-            shutil.rmtree(folder, ignore_errors=True)
+        """Empty the cache: every stage will be done anew, from its beginning. Artifacts and checkpoints stay.
+
+        Raises:
+            UserError: a run is being executed, which may be at what would go.
+        """
+        with self.alone() as owners:
+            for owner in owners:
+                raise UserError(
+                    f"--fresh: run {owner.run} is being executed by process {owner.pid} and uses the cache: wait for "
+                    "it, or use another --workdir"
+                )
+            for folder in (self.cache, self.partial):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def find(self, name: str) -> Path:
         """The folder of a run by its name.
@@ -95,15 +157,15 @@ class Workdir:
                 return found.parent
         raise UserError(f"run {run!r}: the task that wrote {page} is not in {self.artifacts}: run it again")
 
-    def interrupted(self) -> Recipe:
-        """The recipe of the latest run that did not end.
+    def interrupted(self) -> Path:
+        """The folder of the latest run that did not end.
 
         Raises:
             UserError: every run ended, or there is none.
         """
         for folder in reversed(self.runs()):
-            if not (folder / "report.html").is_file():
-                return read_resolved(folder / "recipe.json")
+            if not ended(folder):
+                return folder
         raise UserError(f"no interrupted run in {self.root}: give a recipe, for example 'vapo run demo'")
 
 
@@ -129,3 +191,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def owner_of(folder: Path) -> Owner | None:
+    """Who executes a run; None if nobody does: a lock that a killed process left is none."""
+    try:
+        lock = (folder / "lock").open()
+    except FileNotFoundError:
+        return None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Owner(folder.name, lock.read(32).strip() or "unknown", os.fstat(lock.fileno()).st_mtime)
+    return None
+
+
+def ended(folder: Path) -> bool:
+    """Whether a run came to its end: it has its page, or a rerun the list of what came out."""
+    if (folder / RERUN).is_file():
+        return "outputs" in json.loads((folder / RERUN).read_text(encoding="utf-8"))
+    return (folder / "report.html").is_file()

@@ -82,7 +82,7 @@ def test_no_command_shows_the_help() -> None:
         pytest.param(["run", "tiny", "--set", "ppo_updates.clip_high=0.3"], ["ppo_update"], id="misspelt section"),
         pytest.param(["run", "tiny", "--set", "ppo_update.clip_high"], ["--set section.key=value"], id="no value"),
         pytest.param(["run", "tiny", "--set", "=3"], ["--set section.key=value"], id="no key"),
-        pytest.param(["run", "tiny", "--set", "a.b.c=3"], ["--set section.key=value"], id="too deep"),
+        pytest.param(["run", "tiny", "--set", "a.b.c.d=3"], ["--set section.key=value"], id="too deep"),
         pytest.param(["run", "tiny", "--set", "iterations.x=3"], ["'iterations'", "section"], id="not a section"),
         pytest.param(
             ["run", "tiny", "--set", "ppo_update.clip_high=high"],
@@ -150,6 +150,21 @@ def test_no_command_shows_the_help() -> None:
             ["compile", "tiny", "--set", "advantages.estimator=group_normalised"],
             ["'group_normalised'", "value_pretraining.max_steps is 4", "set it to 0"],
             id="a critic for nothing",
+        ),
+        pytest.param(
+            ["compile", "tiny", "--set", "resources.rollout.memory=64GB"],
+            ["resources.rollout.memory '64GB'", "say '64Gi'"],
+            id="memory with a typo",
+        ),
+        pytest.param(
+            ["compile", "tiny", "--set", "resources.ppo_update.accelerator=nvidia.com/gpu"],
+            ["resources.ppo_update.accelerators 0 with accelerator 'nvidia.com/gpu'", "say how many"],
+            id="no accelerator of a kind",
+        ),
+        pytest.param(
+            ["compile", "tiny", "--set", f"resources.every.node_selector={{pool = '{'a' * 64}'}}"],
+            ["resources.every.node_selector.pool", "at most 63"],
+            id="label too long",
         ),
         pytest.param(["run", "typo.toml"], ["typo.toml", "'roll_out'", "'rollout'"], id="misspelt key in a file"),
     ],

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +189,10 @@ def comments(text: str) -> dict[str, str]:
     """The comment behind every `key = value` of a recipe's text, by `section.key`; "" where there is none."""
     found, section = {}, ""
     for line in text.splitlines():
-        if heading := re.fullmatch(r"\[(\w+)\]", line.strip()):
+        if heading := re.fullmatch(r"\[([\w.]+)\]", line.strip()):
             section = f"{heading[1]}."
-        elif setting := re.fullmatch(r"""(\w+) *= *(?:"[^"]*"|[^"#]*?) *(?:# *(.*))?""", line.strip()):
-            found[f"{section}{setting[1]}"] = setting[2] or ""
+        elif setting := re.fullmatch(r"""("[^"]+"|\w+) *= *(?:"[^"]*"|[^"#]*?) *(?:# *(.*))?""", line.strip()):
+            found[section + setting[1].strip('"')] = setting[2] or ""
         else:
             assert not line.strip() or line.startswith("#"), line
     return found
@@ -199,12 +200,15 @@ def comments(text: str) -> dict[str, str]:
 
 def stated(text: str) -> dict[str, Any]:
     """What a recipe's text itself says, by `section.key`."""
-    flat: dict[str, Any] = {}
-    for key, value in tomllib.loads(text).items():
-        flat |= (
-            {f"{key}.{name}": of_name for name, of_name in value.items()} if isinstance(value, dict) else {key: value}
-        )
-    return flat
+
+    def flat(table: dict[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{before}{key}.")
+            else:
+                yield before + key, value
+
+    return dict(flat(tomllib.loads(text), ""))
 
 
 def test_the_published_run_states_every_published_number() -> None:
@@ -656,6 +660,14 @@ def test_set(text: str, section: str, key: str, value: object) -> None:
     assert override(plain, [text]) == found
 
 
+def test_set_in_a_table_of_a_section(tmp_path: Path) -> None:
+    found = load_recipe("tiny", ["resources.rollout.cpu=8", "train.resources.memory=9Gi"])
+    assert (found.resources.rollout.cpu, found.train.resources) == ("8", {"memory": "9Gi"})
+    (tmp_path / "mine.toml").write_text('extends = "qwen2.5_32b_aime"\n[resources.rollout]\nmemory = "640Gi"\n')
+    rollout = load_recipe(str(tmp_path / "mine.toml"), ["resources.rollout.cpu=50"]).resources.rollout
+    assert (rollout.cpu, rollout.memory, rollout.accelerators) == ("50", "640Gi", 4)
+
+
 def test_set_at_the_top_and_the_last_one_wins() -> None:
     found = load_recipe("tiny", ["seed=5", "name=other", "seed=6"])
     assert (found.seed, found.name) == (6, "other")
@@ -667,7 +679,8 @@ def test_set_at_the_top_and_the_last_one_wins() -> None:
         ("seed", "write --set section.key=value"),
         ("=3", "write --set section.key=value"),
         ("rollout.=3", "write --set section.key=value"),
-        ("a.b.c=3", "write --set section.key=value"),
+        ("a.b.c.d=3", "write --set section.key=value"),
+        ("a.b.c=3", "unknown key 'a'"),
         ("seed.x=3", "'seed' is not a section"),
         ("rollout.sampels=3", "did you mean 'samples'?"),
         ("rollout.samples=x", "rollout.samples = 'x'"),

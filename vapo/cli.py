@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,13 @@ WORKDIR = Path("runs")
 SKIP_BAD_ROWS = "problems.skip_bad_rows=true"
 
 
+class Format(StrEnum):
+    """What `vapo compile` writes."""
+
+    IR = "ir"
+    KUBERNETES = "kubernetes"
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
     if version:
@@ -81,9 +89,10 @@ def run(
     """
     from pipelines.local import check
     from pipelines.local import run as run_locally
+    from pipelines.rerunning import resume as go_on_with_rerun
     from pipelines.watching import console
-    from pipelines.workdir import Workdir
-    from vapo.recipe import load_recipe
+    from pipelines.workdir import RERUN, Workdir
+    from vapo.recipe import load_recipe, read_resolved
 
     if not recipe and not resume:
         raise UserError("give a recipe, for example 'vapo run demo', or --resume to continue the last interrupted run")
@@ -92,11 +101,15 @@ def run(
     settings = [*(set_ or []), *([SKIP_BAD_ROWS] if skip_bad_rows else []), *_store(store)]
     resolved = load_recipe(recipe, settings) if recipe else None
     place = Workdir(workdir)
-    resolved = resolved or place.interrupted()
+    interrupted = place.root if resolved else place.interrupted()
+    resolved = resolved or read_resolved(interrupted / "recipe.json")
     check(resolved)
     if fresh:
         place.forget()
-    run_locally(resolved, place, console(), warm=not cold)
+    if (interrupted / RERUN).is_file():
+        go_on_with_rerun(interrupted, place, console(), warm=not cold)
+    else:
+        run_locally(resolved, place, console(), warm=not cold)
 
 
 @app.command("compile")
@@ -106,20 +119,28 @@ def compile_(
         Path | None, typer.Option("-o", "--output", dir_okay=False, help="the file; default RECIPE.yaml")
     ] = None,
     set_: Set = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="ir: what is uploaded; kubernetes: the objects Pipeline, PipelineVersion")
+    ] = Format.IR,
 ) -> None:
-    """Write the IR YAML that a cluster takes; above iterations_per_run one file for each run of the chain."""
+    """Write the IR YAML that a cluster takes, or the objects of a cluster that keeps pipelines in Kubernetes.
+
+    Above iterations_per_run there is one file for each run of the chain.
+    """
     from pipelines.compiling import compile_pipeline, summary
+    from pipelines.gitops import as_text
     from pipelines.segments import file_of, segments
     from vapo.recipe import load_recipe
     from vapo.tables import write_text
 
     resolved = load_recipe(recipe, set_ or [])
+    kind = "-kubernetes" if format_ == Format.KUBERNETES else ""
     for segment in segments(resolved):
         ir = compile_pipeline(resolved, share=True, segment=segment)
-        path = file_of(output or Path(f"{resolved.name}.yaml"), segment)
-        write_text(path, ir)
-        which = f"iterations {segment.first}-{segment.last}, " if segment.of > 1 else ""
-        typer.echo(f"{path}: {which}{summary(ir)}")
+        text = as_text(ir) if kind else ir
+        path = file_of(output or Path(f"{resolved.name}{kind}.yaml"), segment)
+        write_text(path, text)
+        typer.echo(f"{path}: {summary(ir, text, segment)}")
 
 
 @app.command()
@@ -141,6 +162,97 @@ def report(
     if wrong:
         raise UserError(f"--set {wrong[0]}: 'vapo report' changes the [report] section only; use 'vapo run' for others")
     run_locally(override(read_resolved(place.find(run) / "recipe.json"), set_ or []), place, console())
+
+
+@app.command()
+def rerun(
+    run: Annotated[str, typer.Argument(help="a run's name, as 'vapo run' printed it", metavar="RUN")],
+    stage: Annotated[str, typer.Option("--stage", help="the stage, say advantages")],
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", min=0, help="of the run; needed if the stage ran in several")
+    ] = None,
+    purpose: Annotated[
+        str, typer.Option("--purpose", help="what it ran for: training, evaluation, value_pretraining")
+    ] = "",
+    downstream: Annotated[
+        bool, typer.Option("--downstream", help="and everything that follows from it, to the report")
+    ] = False,
+    set_: Set = None,
+    workdir: Where = WORKDIR,
+    cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
+) -> None:
+    """Run a stage again from the artifacts that a run recorded, and say what came out the same.
+
+    The result is a run of its own beside the other one, which stays as it is.
+    """
+    from pipelines.rerunning import rerun as run_again
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+
+    run_again(
+        run,
+        Workdir(workdir),
+        console(),
+        stage,
+        iteration=iteration,
+        purpose=purpose,
+        downstream=downstream,
+        settings=set_ or [],
+        warm=not cold,
+    )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="names of runs, the first one is what others are compared with")],
+    iteration: Annotated[int | None, typer.Option("--iteration", min=0, help="of this one alone")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    workdir: Where = WORKDIR,
+) -> None:
+    """Show what differs between runs: settings, artifacts, the columns of tables, metrics."""
+    from pipelines.comparing import comparison
+    from pipelines.watching import COLUMNS, console
+    from pipelines.workdir import Workdir
+    from vapo.compare.text import dump, tables
+
+    found = comparison(runs, Workdir(workdir), iteration)
+    if as_json:
+        typer.echo(dump(found), nl=False)
+        return
+    for part in tables(found, COLUMNS):
+        console().print(part)
+
+
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="remove it; without this it is listed only")] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="keep only these runs, not all; none: no run", metavar="RUN")
+    ] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--store",
+            help="also this folder or bucket, if no other machine or cluster keeps anything in it that is needed",
+            metavar="URI",
+        ),
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option("--older-than", min=0, help="hours: younger objects stay; 24 with --store, else 0", metavar="H"),
+    ] = None,
+    workdir: Where = WORKDIR,
+) -> None:
+    """List what no run refers to, and with --delete remove it: artifacts, cache entries, checkpoint objects.
+
+    A run is kept as long as its folder is there. What a run that is being executed may need stays.
+    """
+    from pipelines.collecting import collect
+    from pipelines.watching import console
+    from pipelines.workdir import Workdir
+
+    given = {"keep": keep or [], "stores": store or []}
+    collect(Workdir(workdir), console(), delete=delete, **given, older_than=older_than)
 
 
 @app.command()

@@ -47,6 +47,12 @@ def partial_folder(identity: Mapping[str, Any]) -> Iterator[Path]:
         yield Path(scratch)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process works in this folder."""
+    with _held(folder) as mine:
+        return not mine
+
+
 @contextmanager
 def _held(folder: Path) -> Iterator[bool]:
     """Whether this process holds the folder now; it does so until the block ends, or the process does."""

@@ -11,10 +11,11 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from vapo import kubernetes
 from vapo.errors import UserError
 
 RECIPES = Path(__file__).resolve().parent.parent / "pipelines" / "recipes"
@@ -275,7 +276,7 @@ class Train(Section):
         {}, description="of each node, say {cpu = 16, memory = '200Gi', 'nvidia.com/gpu' = 8}; empty: the runtime's"
     )
     secret: str = Field(
-        "", description="name of a Secret whose keys are the nodes' variables, say AWS_ACCESS_KEY_ID; empty: none"
+        "", description="a Secret whose keys are the nodes' variables, say AWS_ACCESS_KEY_ID; empty: runtime.secret"
     )
     queue: str = Field("", description="Kueue's LocalQueue for the TrainJob; empty: none")
     start_limit: int = Field(0, ge=0, description="seconds that the nodes may wait for room; 0: as long as it takes")
@@ -292,6 +293,12 @@ class Train(Section):
             raise ValueError(
                 "train.zero_stage 0 with dtype 'bf16': DeepSpeed would add up gradients in bf16; set zero_stage to 1"
             )
+        kubernetes.check_image("train.image", self.image)
+        kubernetes.check_nodes("train.resources", self.resources)
+        kubernetes.check_name("train.runtime", self.runtime)
+        kubernetes.check_name("train.secret", self.secret)
+        kubernetes.check_name("train.namespace", self.namespace, kubernetes.DNS_LABEL)
+        kubernetes.check_queue("train.queue", self.queue)
         return self
 
     @property
@@ -417,6 +424,24 @@ class Report(Section):
     samples: int = Field(12, ge=0, description="responses shown with verdicts and token credit")
 
 
+class Toleration(Section):
+    """Of a node's taint, with the keys that it has in a pod."""
+
+    key: str = Field("", description="the taint's; empty, with operator 'Exists': every taint's")
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field("", description="empty: every effect")
+    tolerationSeconds: int | None = Field(None, ge=0, description="how long a pod stays; for NoExecute")
+
+
+def _written(value: Any) -> Any:
+    """A number as the text that Kubernetes takes: `cpu = 8` may be said, too."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Quantity = Annotated[str, BeforeValidator(_written)]
+
+
 class Resources(Section):
     """What the pods of one stage ask of a cluster, as Kubernetes writes it; empty or 0: nothing is said.
 
@@ -424,22 +449,28 @@ class Resources(Section):
     """
 
     image: str = Field("", description="empty: runtime.image, or the stage's own of components/images/references.toml")
-    cpu: str = Field("", description="cores, request and limit, say '8' or '500m'")
-    memory: str = Field("", description="request and limit, say '64Gi'")
+    cpu: Quantity = Field("", description="cores, request and limit, say '8' or '500m'")
+    memory: Quantity = Field("", description="request and limit, say '64Gi'")
     accelerator: str = Field("", description="the device's resource name, say 'nvidia.com/gpu'")
     accelerators: int = Field(0, ge=0, description="how many of them")
-    shared_memory: str = Field("", description="size of /dev/shm, say '16Gi': tensor parallelism and NCCL need it")
+    shared_memory: Quantity = Field(
+        "", description="size of /dev/shm, a part of memory, say '16Gi': tensor parallelism and NCCL need it"
+    )
     node_selector: dict[str, str] = Field({}, description="labels that the node must have")
-    tolerations: tuple[dict[str, str | int], ...] = Field((), description="as in a pod: key, operator, value, effect")
-    time_limit: int = Field(0, ge=0, description="seconds after which the task is ended")
+    tolerations: tuple[Toleration, ...] = Field((), description="as in a pod: key, operator, value, effect")
+    time_limit: int = Field(0, ge=0, description="seconds after which a pod is ended")
     retries: int = Field(0, ge=0, description="how often a failed task is tried again")
     queue: str = Field("", description="Kueue's LocalQueue for the pods")
-    cache_volume: str = Field("", description="a PersistentVolumeClaim that is mounted at /cache: models, partial work")
+    cache_volume: str = Field(
+        "",
+        description="a PersistentVolumeClaim that is mounted at /cache: checkpoints that were read, unfinished work",
+    )
 
 
 class StageResources(Section):
     """[resources.<stage>]: what every stage's pods ask for."""
 
+    every: Resources = Field(Resources(), description="what each stage asks for where its own table says nothing")
     problems: Resources = Resources()
     base_model: Resources = Resources()
     rollout: Resources = Resources()
@@ -465,6 +496,18 @@ class Chain(Section):
     )
     api: str = Field("http://ml-pipeline.kubeflow:8888", description="where that task finds Kubeflow Pipelines")
 
+    def of(self, stage: str) -> Resources:
+        """What a stage asks for, by its own table and that of every stage."""
+        own: Resources = getattr(self, stage)
+        said = {key: value for key in Resources.model_fields if (value := getattr(own, key))}
+        return self.every.model_copy(update=said)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for stage in type(self).model_fields:
+            kubernetes.check_pods(f"resources.{stage}", self.of(stage))
+        return self
+
 
 class Runtime(Section):
     """Where the pipeline runs."""
@@ -478,6 +521,17 @@ class Runtime(Section):
         description="where checkpoints lie: a folder, s3://bucket/prefix, minio://bucket/prefix, or s3: a server that "
         "`vapo run` starts; empty: a folder of the working directory. Credentials are in the environment alone",
     )
+    secret: str = Field(
+        "",
+        description="on a cluster: name of a Secret whose keys are the variables that a bucket wants, say "
+        "AWS_ACCESS_KEY_ID; empty: none",
+    )
+    fixed: bool = Field(
+        False,
+        description="on a cluster: False: image, CPU, memory and accelerators are the pipeline's parameters, to be "
+        "changed when a run is submitted; then the cluster's cache serves only what was run with the same. True: "
+        "constants, and it serves what was run with others",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -487,6 +541,8 @@ class Runtime(Section):
                 f"runtime.store = {scheme}://...: it must not hold credentials, since recipes are written down: set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for minio:// MINIO_ACCESS_KEY and MINIO_SECRET_KEY"
             )
+        kubernetes.check_image("runtime.image", self.image)
+        kubernetes.check_name("runtime.secret", self.secret)
         return self
 
 
@@ -526,6 +582,7 @@ class Recipe(Section):
                 "set evaluation.temperature for evaluation"
             )
         self._check_groups()
+        self._check_devices()
         for name in ("value_pretraining", "advantages", "ppo_update"):
             if getattr(self, name).train != Train():
                 raise ValueError(f"{name}.train is filled from the section [train]: set the keys there")
@@ -592,6 +649,26 @@ class Recipe(Section):
                 "0: set it, or draws to 1"
             )
 
+    def _check_devices(self) -> None:
+        """Whether what a cluster gives to a stage is what its processes need."""
+        launched = ("value_pretraining", "ppo_update") if self.train.nodes > 1 else ()
+        for stage in ("rollout", "value_pretraining", "advantages", "ppo_update"):
+            devices = self.resources.of(stage).accelerators
+            wanted, key = max(1, self.rollout.tensor_parallel), "rollout.tensor_parallel"
+            if stage != "rollout":
+                wanted, key = self.train.ranks, "train.ranks"
+            if devices and stage in launched:
+                raise ValueError(
+                    f"resources.{stage}.accelerators {devices} with train.nodes {self.train.nodes}: its pod only "
+                    "launches a TrainJob, whose nodes have them: set train.resources, and resources."
+                    f"{stage}.accelerators to 0"
+                )
+            if 0 < devices < wanted:
+                raise ValueError(
+                    f"resources.{stage}.accelerators {devices} is below {key} {wanted}, one for each process: raise "
+                    f"it, or lower {key}"
+                )
+
     def outside(self) -> dict[str, list[str]]:
         """Files and folders that stages read by a path of their section, by stage."""
         p, custom = self.problems, self.verification.custom.rpartition(":")[0]
@@ -616,7 +693,8 @@ class Recipe(Section):
         section: TrainingSection = getattr(self, name)
         if name == "advantages" and not self.has_critic:
             return section
-        return section.model_copy(update={"train": self.train})
+        secret = self.train.secret or (self.runtime.secret if self.train.nodes > 1 else "")
+        return section.model_copy(update={"train": self.train.model_copy(update={"secret": secret})})
 
     def rollout_for_evaluation(self) -> Rollout:
         """The rollout section of the evaluation pipeline: all held-out prompts, its own sampling."""
@@ -688,10 +766,18 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"recipe {path}: extends = {extended!r}: give a recipe's name or a .toml file beside this one")
     settings = _read(_parent(path, extended), (*extended_by, path.resolve()))
     settings.pop("name", None)
-    for key, value in data.items():
-        inherited = settings.get(key)
-        settings[key] = {**inherited, **value} if isinstance(inherited, dict) and isinstance(value, dict) else value
-    return settings
+    return _over(settings, data, Recipe)
+
+
+def _over(inherited: dict[str, Any], stated: dict[str, Any], section: type[Section]) -> dict[str, Any]:
+    """What is stated in place of what is inherited, key by key in sections and in the sections below them."""
+    found = dict(inherited)
+    for key, value in stated.items():
+        below: Any = section.model_fields[key].annotation if key in section.model_fields else None
+        nested = isinstance(below, type) and issubclass(below, Section)
+        both = isinstance(found.get(key), dict) and isinstance(value, dict)
+        found[key] = _over(found[key], value, below) if nested and both else value
+    return found
 
 
 def _parent(path: Path, extended: str) -> Path:
@@ -735,7 +821,7 @@ def read_resolved(path: Path) -> Recipe:
 def _override(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts) or len(parts) > 2:
+    if not equals or not all(parts) or len(parts) > 3:
         raise UserError(f"--set {text}: write --set section.key=value, for example --set ppo_update.clip_high=0.24")
     try:
         parsed = tomllib.loads(f"v = {value.strip()}")["v"]
@@ -764,14 +850,15 @@ def _explain(error: ValidationError) -> str:
         elif fault["type"] == "value_error":
             faults.append(str(fault["ctx"]["error"]))
         else:
-            faults.append(f"{where} = {fault['input']!r}: {fault['msg'].lower()}")
+            faults.append(f"{where} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
     return "; ".join(dict.fromkeys(faults))
 
 
 def _section_at(location: tuple[Any, ...]) -> type[Section]:
     section: type[Section] = Recipe
     for part in location:
+        if isinstance(part, int):  # one of several, of the field before
+            continue
         annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Section)
-        section = annotation
+        section = next(kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
     return section

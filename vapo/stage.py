@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from vapo.errors import UserError, as_user_error
 from vapo.progress import ATTENDED, emit, leave_with_reader
 
 IMAGE = "VAPO_IMAGE"  # environment variable of every task: the image that it runs in
+PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['(.+)'\]\}\}")
 METRICS = "metrics"  # the output that holds a stage's numbers as JSON
 
 
@@ -115,12 +118,24 @@ def run(
         },
         {name: artifact.path for name, artifact in outputs.items()},
         time.time(),
-        os.environ.get(IMAGE, ""),
+        _image(),
         {name: artifact.uri for name, artifact in outputs.items()},
     )
     result = _by_worker(job) or execute(asdict(job))
     for name, artifact in outputs.items():
         artifact.metadata.update(result[name])
+
+
+def _image() -> str:
+    """The image that this process runs in. Where it is a parameter of the pipeline the variable names that parameter:
+    kfp fills placeholders in the arguments of this process, but not in its environment.
+    """
+    said = os.environ.get(IMAGE, "")
+    if not (parameter := PLACEHOLDER.fullmatch(said)):
+        return said
+    given = json.loads(sys.argv[sys.argv.index("--executor_input") + 1])
+    image: str = given["inputs"]["parameterValues"][parameter[1]]
+    return image
 
 
 def _by_worker(job: Job) -> dict[str, dict[str, Any]] | None:
@@ -204,7 +219,8 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
             ended=time.time(),
             seconds=seconds,
         )
-    emit("end", stage=job.stage, **_where(job), seconds=seconds, before=work_started - job.asked, metrics=metrics)
+    before = work_started - job.asked
+    emit("end", stage=job.stage, **_where(job), seconds=seconds, before=before, metrics=metrics, record=record)
     where = {"stage": job.stage, "iteration": job.parameters.get("iteration", 0), "record": record}
     return {name: {**fact, **where, **(metrics if name == METRICS else {})} for name, fact in facts.items()}
 

@@ -56,7 +56,9 @@ TASKS = Counter(
 )
 WITHOUT_CRITIC = ("--set", "advantages.estimator=group_normalised", "--set", "value_pretraining.max_steps=0")
 AFTER_PPO_UPDATE = Counter(ppo_update=1, history=2, rollout=1, verification=1, evaluation=1, report=1)
-FILES = {"recipe.json", "pipeline.yaml", "log.txt", "worker.txt", "report.html", "tensorboard", "lock"}
+FILES = {
+    *("recipe.json", "pipeline.yaml", "log.txt", "worker.txt", "records.txt", "report.html", "tensorboard", "lock"),
+}
 
 
 def history_of(undisturbed: Undisturbed) -> list[dict[str, Any]]:

@@ -6,14 +6,15 @@ checkpoint or none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vapo.errors import UserError
 from vapo.progress import emit
-from vapo.store.manifest import OPTIMIZER, Manifest, StoredFile, sha256_of, write_manifest
+from vapo.store.manifest import OPTIMIZER, Manifest, StoredFile, read_manifest, sha256_of, write_manifest
 from vapo.store.objects import Corrupted, object_store
 
 FILES_AT_ONCE = 3  # while one is hashed, the others are on their way
@@ -60,21 +61,36 @@ def open_checkpoint(manifest: Manifest, into: Path, want: Callable[[str], bool] 
     objects = object_store(manifest.store)
     entries = [entry for entry in manifest.files if want(entry.path)]
 
-    def refuse_changed(entry: StoredFile) -> UserError:
-        return UserError(
-            f"{manifest}: {entry.path} in the store {manifest.store} was changed since it was written: delete "
-            f"{objects.address(entry)} and run again with --fresh"
-        )
-
     def opened(entry: StoredFile) -> None:
         target = into / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             objects.get(entry, target)
         except Corrupted:
-            raise refuse_changed(entry) from None
+            raise _changed(manifest, entry) from None
 
-    sizes = _in_parallel(objects.size, entries)
+    _check_sizes(manifest, entries)
+    _in_parallel(opened, entries)
+    return into
+
+
+def check_complete(path: Path) -> None:
+    """Whether all files of a checkpoint are in its store, by their sizes; says nothing of what is no manifest.
+
+    Raises:
+        UserError: one is missing, or has another size.
+    """
+    with path.open("rb") as file:
+        if file.read(1) != b"{":
+            return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if "files" in found and "store" in found:
+        manifest = read_manifest(path, found["kind"])
+        _check_sizes(manifest, manifest.files)
+
+
+def _check_sizes(manifest: Manifest, entries: Sequence[StoredFile]) -> None:
+    sizes = _in_parallel(object_store(manifest.store).size, entries)
     missing = [entry.path for entry, size in zip(entries, sizes, strict=True) if size is None]
     if missing:
         more = f" and {len(missing) - 1} more files are" if len(missing) > 1 else " is"
@@ -84,9 +100,14 @@ def open_checkpoint(manifest: Manifest, into: Path, want: Callable[[str], bool] 
         )
     for entry, size in zip(entries, sizes, strict=True):
         if size != entry.bytes:
-            raise refuse_changed(entry)
-    _in_parallel(opened, entries)
-    return into
+            raise _changed(manifest, entry)
+
+
+def _changed(manifest: Manifest, entry: StoredFile) -> UserError:
+    return UserError(
+        f"{manifest}: {entry.path} in the store {manifest.store} was changed since it was written: delete "
+        f"{object_store(manifest.store).address(entry)} and run again with --fresh"
+    )
 
 
 def model_only(path: str) -> bool:

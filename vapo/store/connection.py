@@ -23,6 +23,10 @@ NAMES = {  # scheme -> the variables of its access key, secret key and endpoint
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"),
     "minio": ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", "MINIO_ENDPOINT"),
 }
+NOT_NEEDED = {  # variables that need not be set; of s3:// the endpoint, too: without one it is Amazon's
+    "s3": ("AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "AWS_REGION"),
+    "minio": ("MINIO_REGION",),
+}
 AMAZON = "https://s3.amazonaws.com"
 REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vapo.store.manifest import StoredFile, sha256_of
-from vapo.store.objects import Corrupted, name_of
+from vapo.store.objects import Corrupted, Kept, name_of
 from vapo.tables import atomic_path
 
 
@@ -24,8 +29,11 @@ class FolderStore:
         return path.stat().st_size if path.is_file() else None
 
     def put(self, path: Path, entry: StoredFile) -> bool:
-        if self.size(entry) == entry.bytes:
-            return False
+        with self._held(fcntl.LOCK_SH):  # what is found here must not be removed before it is marked as wanted
+            if self.size(entry) == entry.bytes:
+                found = self._path(entry)
+                os.utime(found, (time.time(), found.stat().st_mtime))  # the time of change may be in a cache's key
+                return False
         with atomic_path(self._path(entry)) as beside:
             shutil.copyfile(path, beside)
         return True
@@ -38,6 +46,32 @@ class FolderStore:
 
     def address(self, entry: StoredFile) -> str:
         return str(self._path(entry))
+
+    def kept(self) -> Iterator[Kept]:
+        for path in (self.root / "objects").glob("*/*"):
+            with suppress(FileNotFoundError):  # an unfinished one that is finished now
+                stat = path.stat()
+                yield Kept(path.name, stat.st_size, max(stat.st_mtime, stat.st_atime))
+
+    def remove(self, found: Iterable[Kept]) -> Iterator[Kept]:
+        for each in found:
+            parent = each.name.lstrip(".")[:2]  # an unfinished one is ".9f86d0....RANDOM"
+            path = self.root / "objects" / parent / each.name
+            with self._held(fcntl.LOCK_EX), suppress(FileNotFoundError):
+                stat = path.stat()
+                if max(stat.st_mtime, stat.st_atime) <= each.used:
+                    path.unlink()
+                    yield each
+
+    def advice(self) -> str:
+        return ""
+
+    @contextmanager
+    def _held(self, how: int) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("a") as lock:
+            fcntl.flock(lock, how)
+            yield
 
     def _path(self, entry: StoredFile) -> Path:
         return self.root / name_of(entry)

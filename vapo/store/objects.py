@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -12,6 +14,16 @@ from vapo.store.manifest import StoredFile
 
 class Corrupted(Exception):
     """An object's content is not what its name says."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An object that a store has, or the rest of one that was never finished; `used` is when it was last written or
+    wanted to be (Unix seconds)."""
+
+    name: str  # its sha256; of an unfinished one, another
+    bytes: int
+    used: float
 
 
 class ObjectStore(Protocol):
@@ -39,6 +51,18 @@ class ObjectStore(Protocol):
 
     def address(self, entry: StoredFile) -> str:
         """Where the object lies, for messages."""
+
+    def kept(self) -> Iterator[Kept]:
+        """All objects."""
+
+    def remove(self, found: Iterable[Kept]) -> Iterator[Kept]:
+        """Take objects away that nothing refers to; yields those that went.
+
+        One that somebody wanted to write since it was listed stays: `put` left it alone because it was there.
+        """
+
+    def advice(self) -> str:
+        """What a person should know of space that removing does not free; empty: nothing."""
 
 
 def object_store(uri: str) -> ObjectStore:

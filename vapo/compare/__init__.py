@@ -1,0 +1,1 @@
+"""What differs between runs: artifacts, tables column by column, metrics side by side."""
