@@ -15,11 +15,15 @@ from vapo.errors import Detached
 from vapo.recipe import Recipe
 
 
-def submit_and_show(recipe: Recipe, cluster: Cluster, order: Order, console: Console, every: float | None) -> None:
-    """Create a run and say where it is; then show it, if `every` says how often to look (seconds)."""
+def submit_and_show(
+    recipe: Recipe, cluster: Cluster, order: Order, console: Console, every: float | None, *, ir: str = ""
+) -> None:
+    """Create a run, of another pipeline than the recipe's if `ir` is one, and say where it is; then show it, if `every`
+    says how often to look (seconds).
+    """
     name = new_name(recipe)
     try:
-        made = submit(recipe, cluster, order, name=name)
+        made = submit(recipe, cluster, order, name=name, ir=ir)
     except KeyboardInterrupt:
         raise Detached(
             f"interrupted while submitting: 'vapo watch {name} {cluster.options()}' tells whether there is a run"

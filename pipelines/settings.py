@@ -81,7 +81,8 @@ def check_settings(settings: Iterable[str], nodes: Iterable[Node], recipe: Recip
 
 def shape_of(recipe: Recipe) -> tuple[Any, ...]:
     """What decides which tasks a recipe's pipeline has."""
-    return recipe.iterations, recipe.evaluation.every, recipe.rollout.draws, recipe.has_critic
+    blocks = recipe.iterations, recipe.iterations_per_block, recipe.iterations_per_run, recipe.target_accuracy
+    return *blocks, recipe.evaluation.every, recipe.rollout.draws, recipe.has_critic
 
 
 def _differs(node: Node, before: Recipe, after: Recipe) -> bool:

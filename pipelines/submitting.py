@@ -52,12 +52,14 @@ def submit(
     *,
     name: str = "",
     handed_over: Mapping[str, Any] | None = None,
+    ir: str = "",
 ) -> Submission:
     """Create a run of a recipe's pipeline: the first of its chain, if its iterations take several.
 
     Args:
         name: of the run, or of the chain; what is there already is returned as it is. Empty: a new one.
         handed_over: what the segment before has handed over: then it is the one after it.
+        ir: the pipeline, for all iterations in one run; empty: the recipe's.
 
     Raises:
         UserError: a parameter is unknown or does not fit, the store is none, or the server refuses.
@@ -66,10 +68,10 @@ def submit(
         raise UserError(
             f"runtime.store = {recipe.runtime.store!r}: pods share no folder: give a bucket, --store s3://bucket/prefix"
         )
-    parts = segments(recipe)
+    parts = (Segment(1, 1, recipe.iterations, 1),) if ir else segments(recipe)
     part = parts[handed_over["segment"]] if handed_over else parts[0]  # that counts from 1
     chain = handed_over["chain"] if handed_over else name or new_name(recipe)
-    ir = compile_pipeline(recipe, share=True, segment=part if part.of > 1 else None)
+    ir = ir or compile_pipeline(recipe, share=True, segment=part if part.of > 1 else None)
     arguments = arguments_of(ir, order.parameters, later=bool(handed_over))
     if part.of > 1:
         arguments |= {"chain": chain, "submission": json.dumps(asdict(order), sort_keys=True)}

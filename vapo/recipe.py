@@ -137,6 +137,9 @@ class Rollout(Section):
     draws: int = Field(
         1, gt=0, le=20, description="dynamic sampling draws again, so often at most; it shapes the pipeline"
     )
+    shards: int = Field(
+        1, gt=0, description="tasks that share the prompts of a draw, each with an engine of its own; to the same rows"
+    )
     temperature: float = Field(1.0, ge=0, description="0 is greedy; training wants 1")
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(20480, gt=0)
@@ -164,6 +167,8 @@ class Rollout(Section):
                 f"rollout.record_batch {self.record_batch} is below batch_size {self.batch_size}: raise it, or lower "
                 "batch_size"
             )
+        if self.shards > self.prompts:
+            raise ValueError(f"rollout.shards {self.shards} is above rollout.prompts {self.prompts}: lower it")
         for key in ("tensor_parallel", "gpu_memory", "dtype", "max_model_length"):
             if self.engine != "vllm" and (value := getattr(self, key)):
                 raise ValueError(
@@ -474,6 +479,7 @@ class StageResources(Section):
     problems: Resources = Resources()
     base_model: Resources = Resources()
     rollout: Resources = Resources()
+    concatenation: Resources = Resources()
     verification: Resources = Resources()
     value_pretraining: Resources = Resources()
     advantages: Resources = Resources()
@@ -484,17 +490,6 @@ class StageResources(Section):
     hand_off: Resources = Resources()
     take_over: Resources = Resources()
     next_segment: Resources = Resources()
-
-
-class Chain(Section):
-    """How the runs of a training that takes several follow one another on a cluster."""
-
-    secret: str = Field(
-        "",
-        description="the Secret whose `token` a segment's last task gets, to start the next one by itself; empty: "
-        "'vapo submit --wait' or 'vapo watch' starts it",
-    )
-    api: str = Field("http://ml-pipeline.kubeflow:8888", description="where that task finds Kubeflow Pipelines")
 
     def of(self, stage: str) -> Resources:
         """What a stage asks for, by its own table and that of every stage."""
@@ -507,6 +502,17 @@ class Chain(Section):
         for stage in type(self).model_fields:
             kubernetes.check_pods(f"resources.{stage}", self.of(stage))
         return self
+
+
+class Chain(Section):
+    """How the runs of a training that takes several follow one another on a cluster."""
+
+    secret: str = Field(
+        "",
+        description="the Secret whose `token` a segment's last task gets, to start the next one by itself; empty: "
+        "'vapo submit --wait' or 'vapo watch' starts it",
+    )
+    api: str = Field("http://ml-pipeline.kubeflow:8888", description="where that task finds Kubeflow Pipelines")
 
 
 class Runtime(Section):
@@ -702,6 +708,7 @@ class Recipe(Section):
         return self.rollout.model_copy(
             update={
                 "prompts": self.problems.heldout,
+                "shards": min(self.rollout.shards, self.problems.heldout),
                 "draws": 1,
                 "samples": e.samples,
                 "temperature": e.temperature,
@@ -712,7 +719,10 @@ class Recipe(Section):
     def rollout_for_value_pretraining(self) -> Rollout:
         """The rollout section that samples the fixed policy before the first update."""
         v = self.value_pretraining
-        return self.rollout.model_copy(update={"prompts": v.prompts, "samples": v.samples, "draws": 1})
+        shards = min(self.rollout.shards, v.prompts)
+        return self.rollout.model_copy(
+            update={"prompts": v.prompts, "shards": shards, "samples": v.samples, "draws": 1}
+        )
 
 
 def available_recipes() -> list[str]:
