@@ -8,6 +8,7 @@ from rich.console import Console
 from pipelines.chaining import link_of, next_run
 from pipelines.cluster import Cluster
 from pipelines.compiling import stages_of
+from pipelines.figures import Figures
 from pipelines.following import follow
 from pipelines.runs import find_run, get_run, retry_run, spec_of, stop_run
 from pipelines.submitting import Order, new_name, submit
@@ -44,7 +45,10 @@ def attend(cluster: Cluster, run: Any, console: Console, every: float) -> None:
     """Show a run until it has ended, and then the next ones of its chain; raises what `follow` and `next_run` do."""
     while True:
         spec = spec_of(cluster, run)
-        run = follow(cluster, run, console, stages_of(yaml.safe_dump(spec)) if spec else {}, every)
+        planned = stages_of(yaml.safe_dump(spec)) if spec else {}
+        store = _store(run, spec)
+        figures = Figures(store, run.run_id, console) if store else None
+        run = follow(cluster, run, console, planned, every, figures)
         link = link_of(run, spec) if spec else None
         if not link:
             return
@@ -80,6 +84,14 @@ def retry_and_show(cluster: Cluster, what: str, console: Console, every: float |
     _say(console, f"run {run.display_name} goes on: {cluster.address(f'runs/details/{run.run_id}')}")
     if every:
         attend(cluster, get_run(cluster, run.run_id), console, every)
+
+
+def _store(run: Any, spec: dict[str, Any]) -> str:
+    """Where a run's checkpoints and records lie: its parameter, else the pipeline's."""
+    given = (run.runtime_config.parameters or {}) if run.runtime_config else {}
+    defaults = spec.get("root", {}).get("inputDefinitions", {}).get("parameters", {})
+    found: str = given.get("store") or defaults.get("store", {}).get("defaultValue", "")
+    return found
 
 
 def _say(console: Console, line: str) -> None:

@@ -30,7 +30,7 @@ NAMES = PLAIN + VARIANTS
 PYTHON = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 RETURNED = "return float(metrics.metadata['accuracy'])"
 ITERATION = "block_start + offset"
-UNMEASURED = {"report", "hand_off", "take_over"}  # stages without metrics
+UNMEASURED = {"report", "hand_off", "take_over", "next_segment"}  # stages without metrics
 OPEN = {"history", "report", "hand_off", "take_over"}  # stages whose function takes **kwargs
 
 

@@ -140,7 +140,7 @@ def test_the_runs_last_task_submits_the_next_segment(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With its own token; and whoever waits follows, and creates nothing."""
+    """With its own token; and whoever waits follows, creates nothing, and needs no way into the store."""
     kfp.scenario = [("SUCCEEDED", [])]
     first = submit(recipe_of(store, SECRET), cluster, Order("mine", "runner"), name="chain").run
     said = hands_over("chain")
@@ -152,6 +152,7 @@ def test_the_runs_last_task_submits_the_next_segment(
     assert (second["service_account"], second["experiment_id"]) == ("runner", first.experiment_id)
     # The task may be tried again: it finds the run that it had created.
     assert in_the_cluster(kfp, kfp.runs[first.run_id], tmp_path, monkeypatch) == submitted
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     attend(cluster, first, console, 0.01)
     assert kfp.count("run_service_create_run") == len(kfp.runs) == 2
     assert "run chain-2: succeeded" in console.file.getvalue()

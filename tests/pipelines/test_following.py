@@ -10,13 +10,17 @@ from rich.console import Console
 from pipelines import following
 from pipelines.attending import attend, retry_and_show, stop_and_tell
 from pipelines.cluster import Cluster, NoAnswer, connect
-from pipelines.following import Following, clock
+from pipelines.following import Following, Seen, clock
 from pipelines.runs import find_run
 from pipelines.submitting import Order, submit
 from tests.pipelines.kfp_server import Fault, KfpServer, tasks
 from vapo.errors import StageFailed, UserError
 from vapo.recipe import Recipe, load_recipe
 
+OUT_OF_REACH = (
+    "metrics are not shown: store s3://bucket/prefix: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be set in the "
+    "environment"
+)
 FAILS = [
     ("PENDING", []),
     ("RUNNING", tasks(("problems", "SUCCEEDED"), ("base-model", "RUNNING"))),
@@ -53,7 +57,9 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
-def cluster(kfp: KfpServer) -> Cluster:
+def cluster(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # the store is out of reach, as from most desks
+        monkeypatch.delenv(name, raising=False)
     return connect(kfp.url)
 
 
@@ -70,6 +76,7 @@ def test_a_run_that_succeeds(kfp: KfpServer, cluster: Cluster, recipe: Recipe, c
     kfp.scenario = SUCCEEDS
     attend(cluster, submit(recipe, cluster, Order(), name="tiny-1").run, console, 0.01)
     assert printed(console).splitlines() == [
+        OUT_OF_REACH,
         "run tiny-1: pending",
         "problems: succeeded in 4:00",
         "run tiny-1: running",
@@ -131,6 +138,27 @@ def test_what_is_shown_live(kfp: KfpServer, cluster: Cluster, recipe: Recipe, co
     assert "tiny-1  running  2/5 tasks" in lines[0]
     assert [line.split()[0] for line in lines[1:]] == ["iteration-001", "rollout"]
     assert lines[2].endswith("0/3 done")
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "stage"),
+    [
+        ("iteration-003", True, ""),
+        ("iteration-03-of-10", True, ""),
+        ("iterations-011-020", True, ""),
+        ("block-2", True, ""),
+        ("evaluation-000", True, "evaluation"),
+        ("value-pretraining", True, "value_pretraining"),
+        ("ppo-update-2", False, "ppo_update"),
+        ("base-model", True, "base_model"),
+        ("rollout-driver", False, ""),
+        ("executor", False, ""),
+        ("root", False, ""),
+    ],
+)
+def test_tasks_by_the_names_that_servers_give_them(name: str, told: bool, stage: str) -> None:
+    task = Seen(name, "RUNNING", 0.0, 0.0)
+    assert (task.told, task.stage) == (told, stage)
 
 
 def test_retry(kfp: KfpServer, cluster: Cluster, recipe: Recipe, console: Console) -> None:
