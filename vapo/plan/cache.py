@@ -55,17 +55,23 @@ def predict(tasks: Sequence[Task], nodes: Collection[Node], kept: Collection[Pat
         at_place.setdefault(node.folder.name, []).append(node)
     found: list[Prediction] = []
     for task in tasks:
-        causes = [(_differences(task, node, found, kept), node) for node in at_place.get(task.place, [])]
-        if not causes:
+        nodes_here = at_place.get(task.place, [])
+        if not nodes_here:
             found.append(Prediction(task, None, "not done yet"))
             continue
+        causes = [
+            (_differences(task, node, found), kept is not None and node.folder not in kept, node) for node in nodes_here
+        ]
         # Of several equal ones the cache holds the latest.
-        differences, node = min(causes, key=lambda cause: (len(cause[0]), -cause[1].record.ended))
-        found.append(Prediction(task, None, differences[0]) if differences else Prediction(task, node))
+        differences, forgotten, node = min(causes, key=lambda c: (len(c[0]), c[1], -c[2].record.ended))
+        if differences or forgotten:
+            found.append(Prediction(task, None, differences[0] if differences else "the cache no longer holds it"))
+        else:
+            found.append(Prediction(task, node))
     return found
 
 
-def _differences(task: Task, node: Node, before: Sequence[Prediction], kept: Collection[Path] | None) -> list[str]:
+def _differences(task: Task, node: Node, before: Sequence[Prediction]) -> list[str]:
     """All that keeps a record from serving a task, the nearest cause first."""
     record = node.record
     found = [f"[{task.stage}] {line}" for line in changes(record.section, task.section)]
@@ -84,8 +90,6 @@ def _differences(task: Task, node: Node, before: Sequence[Prediction], kept: Col
         made = next((made for made in makers if made.served is None), makers[0])
         served = "comes from another run" if made.served is not None else "is made anew"
         found.append(f"input {name}: {made.task.shown} {served}")
-    if not found and kept is not None and node.folder not in kept:
-        found.append("the cache no longer holds it")
     return found
 
 
