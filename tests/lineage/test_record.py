@@ -191,7 +191,7 @@ def test_no_tasks_argument_is_too_long() -> None:
             {"inputs": {"parameterValues": parameters, "artifacts": inputs}, "outputs": outputs}, indent=1
         )
         found[stage] = len(text.encode())
-    assert found.keys() == STAGES.keys()
+    assert {"history", "ppo_update", "report", "rollout"} <= found.keys() <= STAGES.keys()
     assert max(found.values()) < 0.9 * ARGUMENT, found
 
 

@@ -78,7 +78,7 @@ def struck(run: Running, moment: Moment, tasks: list[tuple[str, int, str]], seco
     found = run.wait_for(begun)
     time.sleep(moment.share * seconds[tasks.index(found)])
     strike(run, moment.victim)
-    run.end()
+    run.process.wait(120.0)  # whatever it left is killed after the block: nobody waits for a worker that imports torch
     return str(found[0])
 
 
@@ -95,7 +95,7 @@ def test_twenty_kills_change_nothing(undisturbed: Undisturbed, tmp_path: Path) -
             hit[struck(run, moment, tasks, seconds)] += 1
         arguments = ("--resume",)
     assert sum(hit.values()) == KILLS
-    assert hit.keys() == STAGES.keys(), hit
+    assert hit.keys() == {stage for stage, *_ in tasks}, hit
 
     done = vapo("run", "--resume", "--workdir", tmp_path)
     assert done.returncode == 0, done.stderr
