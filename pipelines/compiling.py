@@ -19,6 +19,7 @@ from pipelines.segments import Segment
 from pipelines.stopping import conditional
 from pipelines.training import training_pipeline
 from pipelines.writing import as_yaml
+from vapo.lineage.records import records_env
 from vapo.recipe import Recipe
 from vapo.stage import IMAGE
 
@@ -59,6 +60,8 @@ def compile_pipeline(
         container["image"] = image or image_of(stage, recipe)
         container["command"] = without_shell(container["command"])
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
+        if share:  # on this machine `vapo run` says where records are kept
+            container["env"] += [{"name": name, "value": value} for name, value in records_env(recipe).items()]
         container["env"] += [{"name": name, "value": value} for name, value in marks.items()]
         if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})

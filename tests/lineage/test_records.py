@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from pipelines.compiling import compile_pipeline
 from pipelines.lineage import lineage_in
 from pipelines.seaweed import BUCKET, SeaweedFS
 from tests.lineage.conftest import Made
@@ -20,7 +22,7 @@ from vapo.lineage.graph import read_nodes
 from vapo.lineage.record import Record, as_text, digest_of
 from vapo.lineage.records import STORE, Records
 from vapo.lineage.verify import verify
-from vapo.recipe import Problems
+from vapo.recipe import Problems, load_recipe
 from vapo.stage import Job, execute
 
 RUN, EARLIER = "5f0c1f9e-2b7a-4a52-9d7e-0d5b7a3c9e11", "1a0c1f9e-2b7a-4a52-9d7e-0d5b7a3c9e22"
@@ -186,3 +188,20 @@ def test_a_record_that_cannot_be_kept_fails_the_stage(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
         execute(problems_job(tmp_path, RUN))
+
+
+@pytest.mark.parametrize(
+    ("store", "share", "wanted"),
+    [
+        (f"s3://{BUCKET}/x", True, {f"s3://{BUCKET}/x"}),
+        (f"s3://{BUCKET}/x", False, {None}),
+        ("/a/folder", True, {None}),
+    ],
+)
+def test_on_a_cluster_every_stage_keeps_its_record_where_the_checkpoints_are(
+    store: str, share: bool, wanted: set[str | None]
+) -> None:
+    ir = next(yaml.safe_load_all(compile_pipeline(load_recipe("tiny", [f"runtime.store={store}"]), share=share)))
+    containers = [executor["container"] for executor in ir["deploymentSpec"]["executors"].values()]
+    assert len(containers) >= 10
+    assert {{v["name"]: v["value"] for v in container["env"]}.get(STORE) for container in containers} == wanted

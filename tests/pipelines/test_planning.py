@@ -13,6 +13,8 @@ from pipelines.workdir import Workdir
 from tests.running import TINY, assert_refused, counts, folder_of, records, vapo
 from vapo.errors import UserError
 from vapo.plan.cache import changes
+from vapo.plan.store import tables
+from vapo.plan.throughput import Lengths
 from vapo.recipe import Recipe, load_recipe
 
 BASE = TINY[2]
@@ -35,6 +37,19 @@ def what_happens(workdir: Path, *settings: str) -> tuple[set[str], str]:
     done = vapo("run", *TINY, *(part for setting in settings for part in ("--set", setting)), "--workdir", workdir)
     assert done.returncode == 0, (done.stdout, done.stderr)
     return {folder.name for folder in records(workdir).keys() - before}, done.stdout
+
+
+@pytest.mark.slow
+def test_tables_have_the_bytes_that_are_planned(planned: Path) -> None:
+    (folder,) = (planned / ".vapo" / "artifacts").glob("*/iteration--advantages")
+    record = records(planned)[folder]
+    rollouts = records(planned)[folder.parent / "iteration--rollout"]
+    rows = record["outputs"]["experience"]["rows"]
+    predicted = tables(rows, Lengths(20, rollouts["metrics"]["length_mean"], 60), 4)
+    written = {name: record["inputs"][name]["bytes"] for name in ("rollouts", "rewards")}
+    written["experience"] = record["outputs"]["experience"]["bytes"]
+    for name, size in written.items():  # an empty table is a few kB
+        assert getattr(predicted, name) == pytest.approx(size - 3000, abs=4000), (name, predicted, written)
 
 
 # In this order: a later one finds what the earlier ones left.

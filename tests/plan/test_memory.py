@@ -105,4 +105,4 @@ def test_what_is_predicted_is_allocated(measured: dict[str, dict[str, float]], c
     assert found["forward"] - found["before"] == pytest.approx(in_forward, rel=TOLERANCE), ("activations", shown)
     assert found["peak"] == pytest.approx(predicted.peak, rel=TOLERANCE), ("peak", shown)
     # The critic is loaded when the actor has gone: nothing of it may be left.
-    assert found["left"] < 0.15 * found["before"], ("left", shown)
+    assert found["left"] < 0.2 * found["before"], ("left", shown)

@@ -165,13 +165,7 @@ def _run_facets(job: Job) -> dict[str, Any]:
     given = {key: str(value) for key, value in tags.items() if value not in (None, "")}
     facets: dict[str, Any] = {
         "processing_engine": processing_engine_run.ProcessingEngineRunFacet(version=vapo.__version__, name="vapo"),
-        "tags": tags_run.TagsRunFacet(
-            [
-                tags_run.TagsRunFacetFields(key, str(value), "VAPO")
-                for key, value in tags.items()
-                if value not in (None, "")
-            ]
-        ),
+        "tags": tags_run.TagsRunFacet([tags_run.TagsRunFacetFields(k, v, "VAPO") for k, v in given.items()]),
     }
     first = next(iter(job.outputs))
     if run := run_of(job.uris.get(first) or job.outputs[first]):

@@ -10,9 +10,12 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 from vapo.errors import UserError
 from vapo.lineage.record import Record, as_text, digest_of, parse_record
+from vapo.recipe import Recipe
+from vapo.store.connection import NAMES
 from vapo.store.notes import notes_at
 
 STORE = "VAPO_RECORDS"  # environment variable: a store's URI, as runtime.store; without it records are not kept
@@ -87,6 +90,12 @@ class Records:
             known |= more
             wanted = _parents(more)
         return known
+
+
+def records_env(recipe: Recipe) -> dict[str, str]:
+    """What a stage's environment must hold on a cluster: records go where the checkpoints go, if that is a bucket."""
+    store = recipe.runtime.store
+    return {STORE: store} if urlsplit(store).scheme in NAMES else {}
 
 
 def kept() -> Records | None:
