@@ -10,11 +10,10 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from components.next_segment.component import next_segment
-from pipelines.tokens import TOKEN_FILE
+from pipelines.tokens import TOKEN, TOKEN_FILE
 from vapo.recipe import Recipe
 
 PLACE = "/var/run/secrets/vapo/chain"  # where the Secret is mounted
-KEY = "token"
 
 
 def then_next(recipe: Recipe, given: Mapping[str, Any], handed_over: Any) -> dsl.PipelineTask:
@@ -31,6 +30,6 @@ def then_next(recipe: Recipe, given: Mapping[str, Any], handed_over: Any) -> dsl
         handed_over=handed_over,
     )
     task.set_caching_options(enable_caching=False)
-    task.set_env_variable(TOKEN_FILE, f"{PLACE}/{KEY}")
+    task.set_env_variable(TOKEN_FILE, f"{PLACE}/{TOKEN}")
     kubernetes.use_secret_as_volume(task, recipe.chain.secret, PLACE)
     return task

@@ -509,7 +509,7 @@ class Chain(Section):
 
     secret: str = Field(
         "",
-        description="the Secret whose `token` a segment's last task gets, to start the next one by itself; empty: "
+        description="the Secret whose key VAPO_KFP_TOKEN a segment's last task gets, to start the next one; empty: "
         "'vapo submit --wait' or 'vapo watch' starts it",
     )
     api: str = Field("http://ml-pipeline.kubeflow:8888", description="where that task finds Kubeflow Pipelines")

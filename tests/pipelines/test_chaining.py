@@ -83,7 +83,8 @@ def in_the_cluster(
     task = spec["root"]["dag"]["tasks"]["next-segment"]["inputs"]["parameters"]
     defaults = {k: v.get("defaultValue") for k, v in spec["root"]["inputDefinitions"]["parameters"].items()}
     known = defaults | run["runtime_config"]["parameters"]
-    values = {k: known[v["componentInputParameter"]] for k, v in task.items() if "componentInputParameter" in v}
+    own = ("recipe", "submission")  # besides, what its pod's placeholders need
+    values = {name: known[task[name]["componentInputParameter"]] for name in own}
     section = json.loads(task["section"]["runtimeValue"]["constant"]) | {"api": kfp.url}
     (folder / "token").write_text(TOKEN)
     monkeypatch.setenv("VAPO_KFP_TOKEN_FILE", str(folder / "token"))
@@ -167,8 +168,9 @@ def test_what_the_cluster_compiles_is_what_was_compiled_here(
     hands_over("chain")
     in_the_cluster(kfp, kfp.runs[first.run.run_id], tmp_path, monkeypatch)
     reference = one_version_behind(kfp, "chain-2")["pipeline_version_reference"]
-    spec = kfp.versions[reference["pipeline_version_id"]]["pipeline_spec"]["pipeline_spec"]
-    assert [spec] == list(yaml.safe_load_all(compile_pipeline(recipe, share=True, segment=segments(recipe)[1])))
+    uploaded = kfp.versions[reference["pipeline_version_id"]]["pipeline_spec"]
+    compiled = list(yaml.safe_load_all(compile_pipeline(recipe, share=True, segment=segments(recipe)[1])))
+    assert [uploaded["pipeline_spec"], uploaded["platform_spec"]] == compiled
 
 
 @pytest.mark.parametrize("settings", [(), (SECRET,)])
@@ -241,4 +243,4 @@ def test_the_token_is_mounted_into_that_task_alone(store: str) -> None:
         for variable in executor["container"].get("env", [])
         if variable["name"] == "VAPO_KFP_TOKEN_FILE"
     }
-    assert with_file == {label: f"{mounted['mountPath']}/token"}
+    assert with_file == {label: f"{mounted['mountPath']}/VAPO_KFP_TOKEN"}
