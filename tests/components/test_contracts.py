@@ -28,7 +28,7 @@ VARIANTS = [f"{path.parent.name}/{path.stem}" for path in FILES if path.stem not
 NAMES = PLAIN + VARIANTS
 PYTHON = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 ITERATION = "block_start + offset"
-OPEN = {"history", "report"}  # stages whose function takes **kwargs
+OPEN = {"concatenation", "history", "report"}  # stages whose function takes **kwargs
 
 
 def stage_of(name: str) -> str:
@@ -107,6 +107,7 @@ def test_what_a_stage_can_do_without() -> None:
     found = {name: optional_of(name) for name in PLAIN if name != "history"}
     assert {name: optional for name, optional in found.items() if optional} == {
         "advantages": {"critic"},
+        "concatenation": {"previous_rollouts"},
         "ppo_update": {"critic", "new_critic"},
         "report": {"pretraining", "prompts"}
         | {f"{when}_{table}" for when in ("first", "last") for table in ("rollouts", "rewards", "experience")},
@@ -245,7 +246,7 @@ def test_metrics_are_an_output_of_every_stage_but_the_report(name: str) -> None:
 def test_history_takes_the_metrics_of_every_stage_that_has_them() -> None:
     inputs = artifacts_of("history")
     metrics = {key for key, value in inputs.items() if value.type.startswith("system.Metrics")}
-    assert metrics == set(STAGES) - {"history", "report"}
+    assert metrics == set(STAGES) - {"concatenation", "history", "report"}
     assert set(inputs) - metrics == {"previous"}
     assert all(value.optional for value in inputs.values())
 
