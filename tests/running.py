@@ -199,7 +199,7 @@ def executed(folder: Path) -> Counter[str]:
 
 def records(workdir: Path) -> dict[Path, dict[str, Any]]:
     """Task folder -> its lineage record."""
-    found = sorted((workdir / ".vapo" / "artifacts").glob("*/*/record.json"))
+    found = sorted((workdir / ".vapo" / "artifacts").rglob("record.json"))
     return {path.parent: json.loads(path.read_text()) for path in found}
 
 

@@ -13,7 +13,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from vapo import kubernetes
 from vapo.errors import UserError
@@ -470,6 +480,11 @@ class Resources(Section):
         "",
         description="a PersistentVolumeClaim that is mounted at /cache: checkpoints that were read, unfinished work",
     )
+
+    @model_serializer(mode="wrap")
+    def _said(self, everything: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Written down is what is said: every run's recipe holds a table of each stage."""
+        return {key: value for key, value in everything(self).items() if value}
 
 
 class StageResources(Section):

@@ -76,7 +76,7 @@ class Graph:
 
 
 def read_nodes(artifacts: Path) -> list[Node]:
-    """Every record below a folder of artifacts: RUN/TASK/record.json."""
+    """Every record below a folder of artifacts: RUN/TASK/record.json, a shard's below its number."""
     return [node_at(path.parent) for path in sorted(artifacts.rglob(FILE))]
 
 
