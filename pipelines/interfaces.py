@@ -50,7 +50,7 @@ def component_of(node: Node) -> BaseComponent:
             return component
         if listed & taken.keys():
             raise UserError(
-                f"{node.name} takes a list ({', '.join(sorted(listed))}), which only a loop makes in kfp: do it again by "
+                f"{node.name} takes a list ({', '.join(sorted(listed))}), which only a loop makes: do it again by "
                 "'vapo run' with the settings, where the cache serves what stays the same"
             )
     raise UserError(
