@@ -18,6 +18,8 @@ from pipelines.images import references
 NAMESPACE = "vapo"
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "cluster.md"
 CLUSTER_SCOPED = {"Namespace", "ClusterRole", "ClusterRoleBinding", "ResourceFlavor", "ClusterQueue"}
+DEFAULT_REPOSITORY = "workflows.argoproj.io/default-artifact-repository"
+REPOSITORY = {"endpoint", "bucket", "region", "insecure", "keyFormat", "accessKeySecret", "secretKeySecret"}
 PROVIDER = {"endpoint", "region", "disableSSL", "forcePathStyle", "maxRetries", "credentials"}
 
 
@@ -162,32 +164,58 @@ def _role_faults(things: Things, secrets: dict[str, set[str]]) -> Iterator[str]:
 
 
 def _store_faults(things: Things, secrets: dict[str, set[str]]) -> Iterator[str]:
-    """kfp-launcher is YAML in a string: nobody but Kubeflow's launcher would read it."""
-    for config in things.of("ConfigMap"):
-        if config["metadata"]["name"] != "kfp-launcher":
-            continue
-        root, user = config["data"]["defaultPipelineRoot"], name_of(config)
-        providers: dict[str, Any] = yaml.safe_load(config["data"]["providers"])
-        scheme = root.partition("://")[0]
-        if scheme not in providers:
-            yield f"{user}: defaultPipelineRoot is {root}, but providers are {sorted(providers)}"
-        for name, provider in providers.items():
-            default = provider["default"]
-            if unknown := default.keys() - PROVIDER:
-                yield f"{user}: providers.{name}.default has no {sorted(unknown)}"
-            for key, kind in (("endpoint", str), ("region", str), ("disableSSL", bool), ("forcePathStyle", bool)):
-                if not isinstance(default.get(key), kind):
-                    yield f"{user}: providers.{name}.default.{key} must be a {kind.__name__}"
-            reference = default["credentials"]["secretRef"]
-            keys = reference["accessKeyKey"], reference["secretKeyKey"]
-            yield from _secret_faults(user, secrets, reference["secretName"], *keys)
-            host, _, port = str(default.get("endpoint")).partition(":")
-            if host.endswith(".svc.cluster.local"):
-                service, namespace = host.split(".")[:2]
-                found = [s["spec"]["ports"] for s in things.of("Service") if s["metadata"]["name"] == service]
-                ports = [str(entry["port"]) for entries in found for entry in entries]
-                if namespace != NAMESPACE or port not in ports:
-                    yield f"{user}: endpoint {host}:{port}: Service {service} has ports {ports}"
+    """Two ConfigMaps are YAML in a string, which nobody but Kubeflow's launchers and Argo's controller would read."""
+    configs = {thing["metadata"]["name"]: thing for thing in things.of("ConfigMap")}
+    if ("Namespace", NAMESPACE) in things.names:
+        for name in ("kfp-launcher", "artifact-repositories"):
+            yield from things.missing("the namespace", "ConfigMap", name)
+    if config := configs.get("kfp-launcher"):
+        yield from _launcher_faults(things, config, secrets)
+    if config := configs.get("artifact-repositories"):
+        yield from _archive_faults(things, config, secrets)
+
+
+def _launcher_faults(things: Things, config: Object, secrets: dict[str, set[str]]) -> Iterator[str]:
+    root, user = config["data"]["defaultPipelineRoot"], name_of(config)
+    providers: dict[str, Any] = yaml.safe_load(config["data"]["providers"])
+    if root.partition("://")[0] not in providers:
+        yield f"{user}: defaultPipelineRoot is {root}, but providers are {sorted(providers)}"
+    for name, provider in providers.items():
+        default = provider["default"]
+        if unknown := default.keys() - PROVIDER:
+            yield f"{user}: providers.{name}.default has no {sorted(unknown)}"
+        for key, kind in (("endpoint", str), ("region", str), ("disableSSL", bool), ("forcePathStyle", bool)):
+            if not isinstance(default.get(key), kind):
+                yield f"{user}: providers.{name}.default.{key} must be a {kind.__name__}"
+        reference = default["credentials"]["secretRef"]
+        keys = reference["accessKeyKey"], reference["secretKeyKey"]
+        yield from _secret_faults(user, secrets, reference["secretName"], *keys)
+        yield from _endpoint_faults(things, user, str(default.get("endpoint")))
+
+
+def _archive_faults(things: Things, config: Object, secrets: dict[str, set[str]]) -> Iterator[str]:
+    user, chosen = name_of(config), (config["metadata"].get("annotations") or {}).get(DEFAULT_REPOSITORY)
+    if chosen not in config["data"]:
+        yield f"{user}: the annotation names repository {chosen!r}, there are {sorted(config['data'])}"
+    for text in config["data"].values():
+        bucket: dict[str, Any] = yaml.safe_load(text)["s3"]
+        if unknown := bucket.keys() - REPOSITORY:
+            yield f"{user}: s3 has no {sorted(unknown)}"
+        for key in ("accessKeySecret", "secretKeySecret"):
+            yield from _secret_faults(user, secrets, bucket[key]["name"], bucket[key]["key"])
+        yield from _endpoint_faults(things, user, bucket["endpoint"])
+
+
+def _endpoint_faults(things: Things, user: str, endpoint: str) -> Iterator[str]:
+    """An address inside the cluster is that of a Service of the namespace, and of a port of it."""
+    host, _, port = endpoint.partition(":")
+    if not host.endswith(".svc.cluster.local"):
+        return
+    service, namespace = host.split(".")[:2]
+    found = [s["spec"]["ports"] for s in things.of("Service") if s["metadata"]["name"] == service]
+    ports = [str(entry["port"]) for entries in found for entry in entries]
+    if namespace != NAMESPACE or port not in ports:
+        yield f"{user}: endpoint {endpoint}: Service {service} has ports {ports}"
 
 
 def _queue_faults(things: Things) -> Iterator[str]:

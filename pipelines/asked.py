@@ -1,8 +1,10 @@
 """What `vapo evaluate` is asked for: from the names of a model and of problems to the recipe of its pipeline."""
 
 import json
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from pipelines.workdir import Workdir
 from vapo.errors import UserError
 from vapo.lineage.record import FILE as RECORD
 from vapo.recipe import Recipe, available_recipes, load_recipe, override, parse_recipe, read_resolved
-from vapo.store import Manifest, model_only, open_checkpoint, read_manifest
+from vapo.store import Manifest, model_only, open_checkpoint, read_manifest, sha256_of
 
 PROMPTING = ("template", "chat_template_from")  # a run's policy is asked as it was trained
 ALL = 10**9  # of a file's problems are taken, unless --set problems.heldout says how many
@@ -110,7 +112,21 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _unpacked(manifest: Manifest, models: Path) -> Path:
-    """The folder, made anew each time: that also verifies what lies in the store."""
+    """The folder, verified file by file; one that is not whole is made anew beside it, and takes its place."""
     folder = models / manifest.digest[:16]
-    shutil.rmtree(folder, ignore_errors=True)
-    return open_checkpoint(manifest, folder, model_only)
+    files = [file for file in manifest.files if model_only(file.path)]
+    if folder.is_dir() and all(
+        _is(folder / file.path, file.sha256) for file in files
+    ):  # another evaluation may read it
+        os.utime(folder)
+        return folder
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=models) as scratch:
+        made = open_checkpoint(manifest, Path(scratch) / "model", model_only)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    return folder
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_of(path) == sha256

@@ -9,7 +9,7 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from pipelines.evaluation import evaluate
+from pipelines.evaluation import evaluation_of
 from pipelines.iteration import GIVES as OF_AN_ITERATION
 from pipelines.iteration import TAKES as FOR_AN_ITERATION
 from pipelines.iteration import iteration_pipeline
@@ -74,16 +74,23 @@ def pipelines_of(blocks: Sequence[Block], recipe: Recipe) -> list[BaseComponent]
     iterations are `iteration-03-of-10`, below a block whose name says which ten.
     """
     alike = Counter(block.shape for block in blocks)
-    graph = (recipe.rollout.draws, recipe.has_critic, recipe.target_accuracy > 0)
+    shards = recipe.rollout.shards, recipe.rollout_for_evaluation().shards
+    graph = (recipe.rollout.draws, recipe.has_critic, recipe.target_accuracy > 0, shards)
     return [_pipeline(*block.shape, block.first if alike[block.shape] == 1 else 0, *graph) for block in blocks]
 
 
 @cache
 def _pipeline(
-    length: int, evaluated: tuple[int, ...], first: int, draws: int, has_critic: bool, may_stop: bool
+    length: int,
+    evaluated: tuple[int, ...],
+    first: int,
+    draws: int,
+    has_critic: bool,
+    may_stop: bool,
+    shards: tuple[int, int],
 ) -> BaseComponent:
     """The pipeline of blocks of one shape; `first` is the first iteration if it is known here, else 0."""
-    iterate = iteration_pipeline(draws, has_critic)
+    iterate, evaluate = iteration_pipeline(draws, has_critic, shards[0]), evaluation_of(shards[1])
     models = ("policy", "critic") if has_critic else ("policy",)
     takes = {name: kind for name, kind in FOR_AN_ITERATION.items() if name != "offset"}
     gives = {name: OF_AN_ITERATION[name] for name in ("policy", "critic", "history")}

@@ -7,6 +7,7 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from pipelines.block import MEASURED, TABLES, blocks_of, pipelines_of
+from pipelines.continuing import then_next
 from pipelines.ending import ending_pipeline, finish
 from pipelines.segments import Segment
 from pipelines.stopping import FOR_A_CONDITION
@@ -57,6 +58,8 @@ def chain_of(recipe: Recipe, segment: Segment) -> Callable[[Mapping[str, Any]], 
             made |= _task(end, known, condition).set_display_name("end").outputs
         else:
             made |= finish(known, shows=segment.ends, segment=hands_over)
+        if hands_over and recipe.chain.secret:
+            then_next(recipe, known, made["handed_over"])
         return {name: (known | made)[name] for name in outputs_of(recipe, segment)}
 
     return build

@@ -6,10 +6,11 @@ being executed every entry keeps what it serves, for the run may ask for it at a
 """
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def _cache(workdir: Workdir, needed: dict[str, Node], live: bool) -> Kind:
     for entry in workdir.cache.glob("*"):
         finished = entry.suffix == ".json"
         kept = live or (finished and all(record in needed for record in records_in(entry)))
-        kind.add(kept, entry.stat().st_size, lambda entry=entry: _unlink(entry))  # type: ignore[misc]
+        kind.add(kept, _bytes(entry), lambda entry=entry: _unlink(entry))  # type: ignore[misc]
     return kind
 
 
@@ -174,7 +175,7 @@ def _models(workdir: Workdir, kept: Iterable[Path]) -> Kind:
     kind = Kind("unpacked models")
     used = {read_resolved(folder / "recipe.json").base_model.path for folder in kept}
     for folder in workdir.models.glob("*"):
-        young = time.time() - folder.lstat().st_mtime < JUST_NOW
+        young = time.time() - _used(folder) < JUST_NOW
         kind.add(str(folder) in used or young, _bytes(folder), lambda folder=folder: _remove_tree(folder))  # type: ignore[misc]
     return kind
 
@@ -184,7 +185,7 @@ def _artifacts(workdir: Workdir, needed: dict[str, Node], since: float) -> Kind:
     kind = Kind("tasks' artifacts")
     kept = {node.folder for node in needed.values()}
     for folder in workdir.artifacts.glob("*/*"):
-        keep = folder in kept or folder.stat().st_mtime > since or folder.parent.stat().st_mtime > since
+        keep = folder in kept or _used(folder) > since or _used(folder.parent) > since
         kind.add(keep, _bytes(folder), lambda folder=folder: _remove_tree(folder))  # type: ignore[misc]
     return kind
 
@@ -192,9 +193,8 @@ def _artifacts(workdir: Workdir, needed: dict[str, Node], since: float) -> Kind:
 def _copies(workdir: Workdir, objects: set[str], since: float) -> Kind:
     kind = Kind("copies of objects")
     for path in (workdir.objects / "objects").glob("*/*"):
-        stat = path.stat()
-        kept = path.name in objects or stat.st_mtime > since
-        kind.add(kept, stat.st_size, lambda path=path: _unlink(path))  # type: ignore[misc]
+        kept = path.name in objects or _used(path) > since
+        kind.add(kept, _bytes(path), lambda path=path: _unlink(path))  # type: ignore[misc]
     return kind
 
 
@@ -226,18 +226,24 @@ def _remove_empty(artifacts: Path, since: float) -> None:
             folder.rmdir()
 
 
+def _used(path: Path) -> float:
+    """When a file or folder was changed last; infinite if it vanished meanwhile."""
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
 def _bytes(path: Path) -> int:
-    """Of all files below it, links as links."""
-    return sum(found.lstat().st_size for found in _below(path))
-
-
-def _below(path: Path) -> Iterator[Path]:
-    if path.is_symlink() or not path.is_dir():
-        yield path
-        return
-    for found in path.rglob("*"):
-        if found.is_symlink() or found.is_file():
-            yield found
+    """Of a file or of all below a folder, links as links; what vanishes meanwhile counts for nothing."""
+    files = [path]
+    if path.is_dir() and not path.is_symlink():
+        files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
+    total = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            total += file.lstat().st_size
+    return total
 
 
 def _table(kinds: Iterable[Kind]) -> Table:

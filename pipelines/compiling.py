@@ -1,5 +1,6 @@
 """From a recipe to the IR YAML that kfp.local and a cluster take."""
 
+import json
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -8,6 +9,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.dsl.base_component import BaseComponent
 
+from pipelines.commands import without_shell
 from pipelines.expansion import expanded
 from pipelines.images import image_of
 from pipelines.merging import merged
@@ -17,6 +19,7 @@ from pipelines.segments import Segment
 from pipelines.stopping import conditional
 from pipelines.training import training_pipeline
 from pipelines.writing import as_yaml
+from vapo.lineage.records import records_env
 from vapo.recipe import Recipe
 from vapo.stage import IMAGE
 
@@ -55,7 +58,10 @@ def compile_pipeline(
         container = executor["container"]
         stages[label] = stage = _stage_of(container)
         container["image"] = image or image_of(stage, recipe)
+        container["command"] = without_shell(container["command"])
         container.setdefault("env", []).append({"name": IMAGE, "value": container["image"]})
+        if share:  # on this machine `vapo run` says where records are kept
+            container["env"] += [{"name": name, "value": value} for name, value in records_env(recipe).items()]
         container["env"] += [{"name": name, "value": value} for name, value in marks.items()]
         if paths := outside.get(stage):
             container["env"].append({"name": READS, "value": stamp(paths)})
@@ -74,27 +80,27 @@ def stages_of(ir: str) -> dict[str, int]:
     executors = document["deploymentSpec"]["executors"]
     counts: dict[str, int] = {}
 
-    def walk(component: dict[str, Any]) -> None:
+    def walk(component: dict[str, Any], times: int) -> None:
         for task in component["dag"]["tasks"].values():
             inner = document["components"][task["componentRef"]["name"]]
             if "dag" in inner:
-                walk(inner)
+                looped = task.get("parameterIterator", {}).get("items", {}).get("raw")
+                walk(inner, times * (len(json.loads(looped)) if looped else 1))
                 continue
             executor = executors[inner["executorLabel"]]
             if "container" in executor:
                 stage = _stage_of(executor["container"])
-                counts[stage] = counts.get(stage, 0) + 1
+                counts[stage] = counts.get(stage, 0) + times
 
-    walk(document["root"])
+    walk(document["root"], 1)
     return counts
 
 
-def summary(ir: str, text: str, segment: Segment) -> str:
-    """A pipeline in one line: its size as it is written, and its tasks, say "61 KB, 40 tasks (8 rollout, ...)"."""
+def summary(ir: str) -> str:
+    """A pipeline's tasks: "40 tasks (8 rollout, 8 verification, ...)"."""
     tasks = stages_of(ir)
     shown = ", ".join(f"{count} {stage}" for stage, count in tasks.items())
-    which = f"iterations {segment.first}-{segment.last}, " if segment.of > 1 else ""
-    return f"{which}{len(text.encode()) / 1000:.0f} KB, {sum(tasks.values())} tasks ({shown})"
+    return f"{sum(tasks.values())} tasks ({shown})"
 
 
 def _stage_of(container: dict[str, Any]) -> str:

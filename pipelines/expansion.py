@@ -11,10 +11,13 @@ import copy
 from typing import Any
 
 SEPARATOR = "--"  # between the tasks on the way from the root to a leaf
+# kfp.local's threads write into one another's lines, and what runs here shares the cores anyway.
+ONE_BY_ONE = {"parallelismLimit": 1}
 
 
 def expanded(document: dict[str, Any]) -> dict[str, Any]:
-    """A pipeline's IR in which no two tasks share a component or an executor; the given one is left as it is.
+    """A pipeline's IR in which no two tasks share a component or an executor, and loops take one item after the other;
+    the given one is left as it is.
 
     Args:
         document: the first document of a compiled pipeline.
@@ -33,6 +36,8 @@ def expanded(document: dict[str, Any]) -> dict[str, Any]:
             below = f"{path}{SEPARATOR}{name}" if path else name
             components[f"comp-{below}"] = place(document["components"][task["componentRef"]["name"]], below)
             task["componentRef"]["name"] = f"comp-{below}"
+            if "parameterIterator" in task:
+                task["iteratorPolicy"] = ONE_BY_ONE
         return placed
 
     root = place(document["root"], "")

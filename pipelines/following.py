@@ -17,13 +17,15 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.cluster import Cluster, NoAnswer
+from pipelines.figures import Figures
 from pipelines.runs import ENDED, get_run
 from vapo.errors import Detached, StageFailed
 from vapo.stage import STAGES
 
 EVERY = 5.0  # seconds between two looks
 PATIENCE = 900.0  # seconds without an answer until we give up; the run does not notice
-PHASES = re.compile(r"(iteration|evaluation)-\d+|value-pretraining")  # tasks that are pipelines of their own
+# Tasks that are pipelines of their own, by the name that the graph gives them, or by kfp's key of it: servers differ.
+PHASES = re.compile(r"(iterations?|block|evaluation|value-pretraining)(-\d+)*(-of-\d+)?")
 EPOCH = datetime(1970, 1, 2, tzinfo=UTC)  # what has not ended ended in the year 1
 
 
@@ -90,6 +92,8 @@ class Following:
 
     def __rich__(self) -> Group:
         done = Counter(task.stage for task in self.tasks if task.stage and task.state in ENDED)
+        if self.planned:  # a sub-pipeline may have the name of a stage, and counts as well
+            done = Counter({stage: min(count, self.planned.get(stage, 0)) for stage, count in done.items()})
         total = f"/{sum(self.planned.values())}" if self.planned else ""
         elapsed = clock(time.time() - self.begun) if self.begun else ""
         head = Text(f"{self.name}  {self.state.lower()}  {sum(done.values())}{total} tasks  {elapsed}")
@@ -110,12 +114,14 @@ def follow(
     console: Console,
     planned: dict[str, int] | None = None,
     every: float = EVERY,
+    figures: Figures | None = None,
 ) -> Any:
     """Show a run until it has ended; returns it as it is then.
 
     Args:
         planned: stage -> how many tasks of it there will be.
         every: seconds between two looks.
+        figures: says the metrics that its stages have left.
 
     Raises:
         StageFailed: it did not succeed.
@@ -127,16 +133,21 @@ def follow(
         with (
             Live(shown, console=console, refresh_per_second=2, transient=True) if console.is_terminal else nullcontext()
         ):
-            shown.look(run)
-            while run.state not in ENDED:
+            while True:
+                if figures:
+                    figures.look()
+                shown.look(run)
+                if run.state in ENDED:
+                    break
                 time.sleep(every)
                 run = _patiently(cluster, run.run_id, shown.say)
-                shown.look(run)
     except KeyboardInterrupt:
         raise Detached(
             f"run {run.display_name} goes on: 'vapo watch {run.run_id} {cluster.options()}' shows it again, "
             f"'vapo stop {run.run_id} {cluster.options()}' ends it"
         ) from None
+    if figures:
+        figures.table()
     if run.state != "SUCCEEDED":
         raise StageFailed(_ending(cluster, run, shown))
     return run

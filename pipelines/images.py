@@ -24,4 +24,5 @@ def kind_of(stage: str, recipe: Recipe) -> str:
 
 def references() -> dict[str, str]:
     """The image of every kind: cpu, train, rollout."""
-    return tomllib.loads(REFERENCES.read_text(encoding="utf-8"))
+    found: dict[str, str] = tomllib.loads(REFERENCES.read_text(encoding="utf-8"))["images"]
+    return found

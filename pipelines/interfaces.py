@@ -40,12 +40,19 @@ def component_of(node: Node) -> BaseComponent:
         UserError: there is none: the record was left by another version of vapo.
     """
     record = node.record
+    listed = {name.rpartition("_")[0] for name in record.inputs if name.rpartition("_")[2].isdecimal()}
     for component in variants().get(record.stage, ()):
         spec = component.component_spec
         taken = {name: given for name, given in (spec.inputs or {}).items() if is_artifact(given)}
         needed = {name for name, given in taken.items() if not given.optional}
-        if needed <= record.inputs.keys() <= taken.keys() and record.outputs.keys() == (spec.outputs or {}).keys():
+        made = {name for name, given in (spec.outputs or {}).items() if is_artifact(given)}
+        if needed <= record.inputs.keys() <= taken.keys() and record.outputs.keys() == made:
             return component
+        if listed & taken.keys():
+            raise UserError(
+                f"{node.name} takes a list ({', '.join(sorted(listed))}), which only a loop makes: do it again by "
+                "'vapo run' with the settings, where the cache serves what stays the same"
+            )
     raise UserError(
         f"{node.name} took {sorted(record.inputs)} and made {sorted(record.outputs)} with vapo {record.vapo}, which no "
         f"component of this version does: take that version"
@@ -58,10 +65,13 @@ def artifact_class(component: BaseComponent, name: str) -> type[dsl.Artifact]:
 
 
 def parameters_for(component: BaseComponent, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded values of the parameters that a component takes."""
-    return {name: value for name, value in recorded.items() if name in (component.component_spec.inputs or {})}
+    """The recorded values of the parameters that a component takes, which counts iterations within a block."""
+    values = {"handed_over": "{}", **recorded}  # digests come with the inputs
+    if "iteration" in values:
+        values |= {"block_start": values["iteration"], "offset": 0}
+    return {name: value for name, value in values.items() if name in (component.component_spec.inputs or {})}
 
 
 def is_artifact(given: Any) -> bool:
-    """Whether an input of a component is an artifact rather than a parameter."""
+    """Whether an input or output of a component is an artifact rather than a parameter."""
     return str(given.type).partition("@")[0] in ARTIFACTS

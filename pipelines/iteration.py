@@ -10,8 +10,8 @@ from components.advantages.component import advantages
 from components.history.component import history as record
 from components.ppo_update.component import ppo_update
 from components.ppo_update.without_critic import ppo_update as ppo_update_without_critic
-from components.rollout.component import rollout
 from components.verification.component import verification
+from pipelines.sampling import sampled as sampled_by
 from pipelines.signature import pipeline_of
 
 TAKES = {
@@ -41,16 +41,17 @@ GIVES = {
 
 
 @cache
-def iteration_pipeline(draws: int, has_critic: bool) -> BaseComponent:
+def iteration_pipeline(draws: int, has_critic: bool, shards: int = 1) -> BaseComponent:
     """The sub-pipeline of every iteration of a run; which one it is, is block_start + offset.
 
     Args:
         draws: how often prompts are drawn at most (dynamic sampling): a later draw samples only if groups are wanting.
         has_critic: whether a critic comes in and goes out.
+        shards: how many tasks share the prompts of a draw.
     """
 
     def iterate(**given: Any) -> dict[str, Any]:
-        return _update(_draw(draws, **given), **given)
+        return _update(_draw(draws, shards, **given), **given)
 
     models = "policy and critic" if has_critic else "the policy"
     description = f"Sample, grade, estimate advantages, update {models}"
@@ -60,6 +61,7 @@ def iteration_pipeline(draws: int, has_critic: bool) -> BaseComponent:
 
 def _draw(
     draws: int,
+    shards: int,
     *,
     policy: Any,
     prompts: Any,
@@ -80,7 +82,8 @@ def _draw(
             earlier = {name: found[f"{name}_metrics"] for name in ("rollout", "verification")}
             recorded = record(**when, purpose=f"draw-{draw - 1}", previous=history, **earlier)
             history = recorded.outputs["new_history"]
-        sampled = rollout(
+        sampled = sampled_by(
+            shards,
             section=rollout_section,
             seed=seed,
             **when,
@@ -96,12 +99,12 @@ def _draw(
             **when,
             purpose="training",
             prompts=prompts,
-            rollouts=sampled.outputs["rollouts"],
+            rollouts=sampled["rollouts"],
         )
         found = {
-            "rollouts": sampled.outputs["rollouts"],
+            "rollouts": sampled["rollouts"],
             "rewards": graded.outputs["rewards"],
-            "rollout_metrics": sampled.outputs["metrics"],
+            "rollout_metrics": sampled["metrics"],
             "verification_metrics": graded.outputs["metrics"],
         }
     return {**found, "history": history}

@@ -30,6 +30,7 @@ from pipelines.watching import Task, Watch, evaluation_table, iterations_table, 
 from pipelines.workdir import Workdir
 from vapo import __version__, partial, worker
 from vapo.errors import StageFailed, UserError, as_user_error
+from vapo.lineage import records
 from vapo.lineage.graph import node_at
 from vapo.lineage.software import source_digest
 from vapo.progress import ATTENDED, parse
@@ -113,18 +114,20 @@ def execute(
     Args:
         marks: as in `compile_pipeline`.
     """
+    ledger = Ledger(folder, workdir.cache)  # before the recipe: what has one and no ledger is of an older vapo
     with tempfile.TemporaryDirectory(prefix="vapo-") as scratch:
         write_text(folder / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
         (folder / "report.html").unlink(missing_ok=True)
         # OpenMP threads that spin long make a stage five times slower when anything else wants a core (docs/log.md).
         environment = {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1", "GOMP_SPINCOUNT": "2000", ATTENDED: "1"}
         environment[partial.PLACE] = str(workdir.partial)
+        environment[records.STORE] = os.environ.get(records.STORE) or str(workdir.records)
         if recipe.runtime.threads:
             environment["OMP_NUM_THREADS"] = str(recipe.runtime.threads)
         with environ(environment), warm_worker(Path(scratch), folder / "worker.txt", warm):
             ir = compile_pipeline(recipe, local_image(), pipeline_of, marks=marks)
             write_text(folder / "pipeline.yaml", ir)
-            events, ledger = EventFile(folder / "tensorboard"), Ledger(folder, workdir.cache)
+            events = EventFile(folder / "tensorboard")
             told = (events.add, ledger.executed, ledger.served)
             with Watch(console, stages_of(ir), folder.name, console.is_terminal, *told) as watch:
                 try:
@@ -133,8 +136,14 @@ def execute(
                     events.close()
         ledger.ended()
         if "page" in outputs:
-            shutil.copyfile(outputs["page"].path, folder / "report.html")
+            show(Path(outputs["page"].path), folder)
     return outputs, watch
+
+
+def show(page: Path, folder: Path) -> None:
+    """Put what the report stage made into a run's folder."""
+    shutil.copyfile(page.with_name("lineage"), folder / "lineage.html")
+    shutil.copyfile(page, folder / "report.html")  # last: with it the run has ended
 
 
 def _rows(outputs: dict[str, Any]) -> list[dict[str, Any]]:

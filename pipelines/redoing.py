@@ -1,8 +1,7 @@
 """A flat pipeline that executes recorded tasks again: importers bring what they took, components do what they did."""
 
-import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from pipelines.interfaces import artifact_class, component_of, parameters_for
+from pipelines.signature import pipeline_of
 from vapo.errors import UserError
 from vapo.lineage.graph import Node
 
@@ -64,7 +64,7 @@ def redoing(
     place_of: Callable[[Given], str],
     *,
     linked: bool,
-    cached: bool = True,
+    anew: Collection[str] = (),
 ) -> Redoing:
     """The pipeline of these executions.
 
@@ -77,7 +77,7 @@ def redoing(
         nodes: all records there are.
         place_of: where an artifact lies now: the default of the parameter of its importer.
         linked: a task takes what the tasks before it make; False: every task takes what was recorded.
-        cached: False: nothing may be served from a cache that does not tell this pipeline from others.
+        anew: digests of records whose tasks no cache may serve.
     """
     inside = {task.node.digest for task in again} if linked else set()
     by_digest = {node.digest: node for node in nodes}
@@ -89,40 +89,34 @@ def redoing(
                 given[found.parameter] = found
     tasks: dict[str, Again] = {}
 
-    def redo(*values: Any) -> None:
+    def redo(**where: Any) -> dict[str, Any]:
         made: dict[str, Any] = {}  # by record: the new task in its place
-        where = dict(zip(signature.parameters, values, strict=True))
-        brought: dict[str, Any] = {}
+        brought: dict[str, Any] = {}  # by parameter: the importer
         for task in again:
             component = component_of(task.node)
             inputs = {}
             for label, source in task.node.record.inputs.items():
-                if source.record in inside:
-                    maker = by_digest[source.record]
+                maker = by_digest.get(source.record)
+                if maker and source.record in inside:
                     inputs[label] = made[source.record].outputs[_output(maker, source)]
                     continue
-                parameter = _given(label, source, by_digest.get(source.record)).parameter
+                parameter = _given(label, source, maker).parameter
                 if parameter not in brought:
                     facts = {"sha256": source.sha256, "record": source.record}
                     kind = artifact_class(component, label)
                     brought[parameter] = dsl.importer(where[parameter], kind, metadata=facts)
                 inputs[label] = brought[parameter].output
-            values_of = {**task.parameters, "section": json.dumps(task.section, separators=(",", ":"))}
-            if "store" in values_of:
-                values_of["store"] = where["store"]
-            done = component(**parameters_for(component, values_of), **inputs)
-            done.set_caching_options(enable_caching=cached)
+            values = {**task.parameters, "section": json.dumps(task.section, separators=(",", ":"))}
+            if "store" in values:
+                values["store"] = where["store"]
+            done = component(**parameters_for(component, values), **inputs)
+            done.set_caching_options(enable_caching=task.node.digest not in anew)
             made[task.node.digest] = done
             tasks[done.name] = task
+        return {}
 
-    places = [
-        inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=place_of(found), annotation=str)
-        for key, found in sorted(given.items())
-    ]
-    store = inspect.Parameter("store", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
-    signature = inspect.Signature([store, *places])
-    redo.__signature__ = signature  # type: ignore[attr-defined]
-    pipeline = dsl.pipeline(redo, name=name, description="Recorded tasks, executed again")
+    takes = {"store": str, **{key: (str, place_of(found)) for key, found in sorted(given.items())}}
+    pipeline = pipeline_of(redo, name, "Recorded tasks, executed again", takes, {})
     return Redoing(pipeline, tasks, tuple(given.values()))
 
 

@@ -1,7 +1,6 @@
 """Run a stage of a run again from its recorded inputs, and all that follows if asked; the run stays as it is."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from pipelines.choosing import chosen, following
 from pipelines.ledger import tasks_of
-from pipelines.local import check, execute, summary
+from pipelines.local import check, execute, show, summary
 from pipelines.redoing import Again, Given, redoing
 from pipelines.settings import changed, check_settings
 from pipelines.stores import opened
@@ -32,11 +31,11 @@ def rerun(
     workdir: Workdir,
     console: Console,
     stage: str,
-    *,
     iteration: int | None = None,
     purpose: str = "",
     downstream: bool = False,
     settings: Sequence[str] = (),
+    *,
     warm: bool = True,
 ) -> Path:
     """Do it in a folder of its own beside the run's; returns the folder.
@@ -94,7 +93,8 @@ def _execute(
             _write(folder, {**facts, "given": given})
             marks = {MARK: folder.name}
             _, watch = execute(recipe, lambda _: built.pipeline, folder, workdir, store, console, warm, marks)
-            made = {node.folder.name: node for node in tasks_of(workdir, folder, read_nodes(workdir.artifacts))}
+            tasks = tasks_of(workdir, folder, read_nodes(workdir.artifacts))
+            made = {node.folder.name: node for node in tasks if node.folder}
             outputs = [
                 {
                     "task": task.node.name,
@@ -106,7 +106,7 @@ def _execute(
             ]
             page = next((node.path_of("page") for node in made.values() if "page" in node.record.outputs), None)
             if page:
-                shutil.copyfile(page, folder / "report.html")
+                show(page, folder)
             _write(folder, {**facts, "given": given, "outputs": outputs})
     console.print(_table(outputs))
     summary(console, watch, f"{folder.name}: done", folder / "report.html" if page else None)

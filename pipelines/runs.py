@@ -40,6 +40,21 @@ def get_run(cluster: Cluster, run_id: str) -> Any:
     return cluster.call(cluster.client.runs.run_service_get_run, run_id)
 
 
+def spec_of(cluster: Cluster, run: Any) -> dict[str, Any]:
+    """The IR that a run was made of; empty if it was not made of an uploaded version."""
+    reference = run.pipeline_version_reference
+    if not reference:
+        return {}
+    version = cluster.call(
+        cluster.client.pipelines.pipeline_service_get_pipeline_version,
+        reference.pipeline_id,
+        reference.pipeline_version_id,
+    )
+    found: dict[str, Any] = version.pipeline_spec or {}
+    spec: dict[str, Any] = found.get("pipeline_spec", found)  # with a platform's settings it stands beside them
+    return spec if "root" in spec else {}
+
+
 def stop_run(cluster: Cluster, run: Any) -> bool:
     """End a run's pods; whether there was anything to end."""
     if run.state in ENDED:

@@ -156,9 +156,14 @@ def serving(folder: Path) -> Iterator[SeaweedFS]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.seek(0)
             raise UserError(
-                f"the embedded S3 server of {folder} belongs to another run: wait for it, or use another --workdir"
+                f"the embedded S3 server of {folder} belongs to another run, of process {lock.read(32).strip()}: wait "
+                "for it, or use another --workdir"
             ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
         stack.callback(server.stop)
         server.start()
         yield server

@@ -15,6 +15,9 @@ SECTIONS: Mapping[tuple[str, str], Callable[[Recipe], Section]] = {  # by stage 
     ("rollout", "training"): lambda recipe: recipe.rollout,
     ("rollout", "evaluation"): Recipe.rollout_for_evaluation,
     ("rollout", "value_pretraining"): Recipe.rollout_for_value_pretraining,
+    ("concatenation", "training"): lambda recipe: recipe.rollout,
+    ("concatenation", "evaluation"): Recipe.rollout_for_evaluation,
+    ("concatenation", "value_pretraining"): Recipe.rollout_for_value_pretraining,
     ("verification", ""): lambda recipe: recipe.verification,
     ("value_pretraining", ""): lambda recipe: recipe.for_stage("value_pretraining"),
     ("advantages", ""): lambda recipe: recipe.for_stage("advantages"),
@@ -81,7 +84,8 @@ def check_settings(settings: Iterable[str], nodes: Iterable[Node], recipe: Recip
 
 def shape_of(recipe: Recipe) -> tuple[Any, ...]:
     """What decides which tasks a recipe's pipeline has."""
-    return recipe.iterations, recipe.evaluation.every, recipe.rollout.draws, recipe.has_critic
+    blocks = recipe.iterations, recipe.iterations_per_block, recipe.iterations_per_run, recipe.target_accuracy
+    return *blocks, recipe.evaluation.every, recipe.rollout.draws, recipe.rollout.shards, recipe.has_critic
 
 
 def _differs(node: Node, before: Recipe, after: Recipe) -> bool:

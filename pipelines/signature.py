@@ -26,11 +26,12 @@ def pipeline_of(
     """
 
     def body(*values: Any) -> Any:
-        return outputs(**build(**dict(zip(takes, values, strict=True))))
+        found = build(**dict(zip(takes, values, strict=True)))
+        return outputs(**found) if gives else None
 
     outputs = NamedTuple("Outputs", list(gives.items()))  # type: ignore[misc]
     body.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [_parameter(key, found) for key, found in takes.items()], return_annotation=outputs
+        [_parameter(key, found) for key, found in takes.items()], return_annotation=outputs if gives else None
     )
     made: BaseComponent = dsl.pipeline(name=name, description=description)(body)
     return made

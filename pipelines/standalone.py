@@ -9,7 +9,7 @@ from components.base_model.component import base_model
 from components.history.component import history as record
 from components.problems.component import problems
 from components.report.component import report
-from pipelines.evaluation import evaluate
+from pipelines.evaluation import evaluation_of
 from pipelines.training import as_json
 from vapo.recipe import Recipe
 
@@ -21,6 +21,8 @@ class Outputs(NamedTuple):
 
 def evaluation_pipeline(recipe: Recipe) -> BaseComponent:
     """The recipe's held-out problems, its base_model.path as the policy, one evaluation, and its page."""
+
+    evaluate = evaluation_of(recipe.rollout_for_evaluation().shards)
 
     @dsl.pipeline(name=f"vapo-evaluate-{recipe.name}", description="avg@k, pass@k and cons@k of a model on problems")
     def evaluating(

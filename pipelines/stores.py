@@ -23,10 +23,7 @@ def opened(store: str, workdir: Workdir) -> Iterator[str]:
     Raises:
         UserError: it takes none; says why, and the cure.
     """
-    if store in ("", EMBEDDED) or "://" in store:
-        uri = {"": str(workdir.store), EMBEDDED: f"s3://{BUCKET}"}.get(store, store)
-    else:
-        uri = str(Path(store).resolve())
+    uri = uri_of(store, workdir)
     cache = {} if FOLDER in os.environ else {FOLDER: str(workdir.objects)}
     with environ(cache):
         if store == EMBEDDED:
@@ -35,6 +32,13 @@ def opened(store: str, workdir: Workdir) -> Iterator[str]:
         else:
             check_store(uri)
             yield uri
+
+
+def uri_of(store: str, workdir: Workdir) -> str:
+    """The URI that stages are told: see `opened`, which also looks whether the store is there."""
+    if store in ("", EMBEDDED) or "://" in store:
+        return {"": str(workdir.store), EMBEDDED: f"s3://{BUCKET}"}.get(store, store)
+    return str(Path(store).resolve())
 
 
 @contextmanager

@@ -9,27 +9,29 @@ from components.base_model.component import base_model
 from components.history.component import history as record
 from components.problems.component import problems
 from pipelines.chain import chain_of, outputs_of
-from pipelines.evaluation import evaluate
+from pipelines.evaluation import evaluation_of
 from pipelines.segments import Segment, handed, taken_over
 from pipelines.signature import pipeline_of
-from pipelines.value_pretraining import pretrain_critic
+from pipelines.value_pretraining import value_pretraining_of
 from vapo.recipe import Recipe, Section
 
 
 def training_pipeline(recipe: Recipe, segment: Segment | None = None) -> BaseComponent:
     """The pipeline of a recipe; its sections are the pipeline's parameters.
 
-    What shapes the graph: iterations, iterations_per_block, evaluation.every, rollout.draws, whether there is a critic
-    (advantages.estimator), and whether a run may end early (target_accuracy).
+    What shapes the graph: iterations, iterations_per_block, evaluation.every, rollout.draws, rollout.shards, whether
+    there is a critic (advantages.estimator), and whether a run may end early (target_accuracy).
 
     Args:
         segment: the part of the training that this run does; None: all of it.
     """
     part = segment or Segment(1, 1, recipe.iterations, 1)
     go_on = chain_of(recipe, part)
+    evaluate = evaluation_of(recipe.rollout_for_evaluation().shards)
+    pretrain_critic = value_pretraining_of(recipe.rollout_for_value_pretraining().shards) if recipe.has_critic else None
 
     def training(**given: Any) -> dict[str, Any]:
-        state = _begun(given, recipe.has_critic) if part.number == 1 else taken_over(given, recipe.has_critic)
+        state = _begun(given, evaluate, pretrain_critic) if part.number == 1 else taken_over(given, recipe.has_critic)
         return go_on({**given, **state})
 
     description = "VAPO: value-based augmented PPO, arXiv 2504.05118"
@@ -65,7 +67,7 @@ def _parameters(recipe: Recipe, segment: Segment) -> dict[str, Any]:
     if recipe.target_accuracy:
         takes["target_accuracy"] = (float, recipe.target_accuracy)
     if segment.of > 1:
-        takes = {"chain": str, **takes}
+        takes = {"chain": str, **takes, "submission": (str, "{}")}
     if segment.number > 1:
         uris = {f"{name}_uri": str for name in handed(recipe.has_critic)}
         takes = {"handed_over": str, **uris, **takes}
@@ -74,7 +76,7 @@ def _parameters(recipe: Recipe, segment: Segment) -> dict[str, Any]:
     return takes
 
 
-def _begun(given: Mapping[str, Any], has_critic: bool) -> dict[str, Any]:
+def _begun(given: Mapping[str, Any], evaluate: BaseComponent, pretrain_critic: BaseComponent | None) -> dict[str, Any]:
     """What comes before the first iteration, and what it leaves by the names of `handed`."""
     seed, store = given["seed"], given["store"]
     made = problems(section=given["problems_section"], seed=seed)
@@ -104,7 +106,7 @@ def _begun(given: Mapping[str, Any], has_critic: bool) -> dict[str, Any]:
         seed=seed,
     )
     measured.set_display_name("evaluation-000")
-    if not has_critic:
+    if pretrain_critic is None:
         return {**state, "history": measured.outputs["history"]}
     pretrained = pretrain_critic(
         policy=state["policy"],

@@ -36,6 +36,9 @@ COLUMNS = (  # heading, stage, metric, format: what stands in an iteration's lin
 )
 
 
+WHOLE = {"concatenation": "rollout"}  # stages that tell of all shards of another
+
+
 @dataclass
 class Task:
     """One executed task: its stage, wall time, and how much of it was the stage's own work (seconds)."""
@@ -105,6 +108,8 @@ class Watch:
             self.error = event
         elif kind == "bad_row":
             self._say(f"left out: {event['row']}")
+        elif kind == "warning":
+            self._say(f"warning: {event['message']}")
         elif kind == "end":
             self.work = event["seconds"]
             self.on_record(event.get("record", ""))
@@ -112,9 +117,12 @@ class Watch:
 
     def _end(self, event: dict[str, Any]) -> None:
         stage, purpose, iteration = event["stage"], event["purpose"], event["iteration"]
+        if event.get("shards"):  # a part: the concatenation tells of the whole
+            return
+        stage = WHOLE.get(stage, stage)
         if stage != "history":
             shown = name_in_history(stage, purpose)
-            for name, value in {**event["metrics"], "seconds": event["seconds"]}.items():
+            for name, value in {"seconds": event["seconds"], **event["metrics"]}.items():
                 self.on_metric({"iteration": iteration, "stage": shown, "name": name, "value": value})
         if purpose in ("", "training"):
             row = self.rows.setdefault(iteration, {})
@@ -163,9 +171,10 @@ class Watch:
         if not self.current:
             return Group(head)
         purpose = self.current["purpose"]
+        shard = f", shard {self.current['shard'] + 1} of {self.current['shards']}" if "shards" in self.current else ""
         what = f"{self.current['stage']}{f' ({purpose})' if purpose not in ('', 'training') else ''}"
         line = Text(f"iteration {self.current['iteration']}  ")
-        line.append(what, style="bold")
+        line.append(what + shard, style="bold")
         p = self.progress
         if not p:
             return Group(head, line)

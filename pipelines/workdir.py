@@ -32,11 +32,11 @@ class Owner:
 class Workdir:
     """One directory of runs.
 
-    RUN/recipe.json, pipeline.yaml, log.txt, records.txt, report.html, tensorboard/ are a person's, and so are
-    RUN-rerun-N/ and evaluations/NAME/; .vapo/ holds what all share: artifacts/ (kfp's), cache/ (kfp's), store/
+    RUN/recipe.json, pipeline.yaml, log.txt, records.txt, report.html, lineage.html, tensorboard/ are a person's, and
+    so are RUN-rerun-N/ and evaluations/NAME/; .vapo/ holds what all share: artifacts/ (kfp's), cache/ (kfp's), store/
     (checkpoint objects), models/ (links to them, as folders that Hugging Face reads), partial/ (what stages have
-    finished that did not end), and where checkpoints go to S3 objects/ (those that were read lately) and server/ (the
-    embedded server's data, log and credentials).
+    finished that did not end), records/ (of all stages, by digest), and where checkpoints go to S3 objects/ (those that
+    were read lately) and server/ (the embedded server's data, log and credentials).
 
     Raises:
         UserError: the directory was made by another version of this layout.
@@ -48,6 +48,7 @@ class Workdir:
         self.artifacts, self.cache, self.store, self.models, self.partial, self.objects, self.server = (
             self.shared / name for name in ("artifacts", "cache", "store", "models", "partial", "objects", "server")
         )
+        self.records = self.shared  # as a store: it holds them in records/
         marker = self.shared / "format.json"
         if marker.is_file():
             found = json.loads(marker.read_text(encoding="utf-8"))

@@ -199,7 +199,7 @@ def executed(folder: Path) -> Counter[str]:
 
 def records(workdir: Path) -> dict[Path, dict[str, Any]]:
     """Task folder -> its lineage record."""
-    found = sorted((workdir / ".vapo" / "artifacts").glob("*/*/record.json"))
+    found = sorted((workdir / ".vapo" / "artifacts").rglob("record.json"))
     return {path.parent: json.loads(path.read_text()) for path in found}
 
 
@@ -218,12 +218,12 @@ def products(workdir: Path) -> set[tuple[str, int, str, str, str]]:
 
     (stage, iteration, purpose, output, identity): a table's identity is its bytes, a checkpoint's the digests of
     its files (the manifest also says where the store is), HISTORY's the rows without times. Metrics hold times, and
-    the page shows HISTORY.
+    both pages show times.
     """
     found = set()
     for folder, record in records(workdir).items():
         parameters = record["parameters"]
-        for name in set(record["outputs"]) - {"metrics", "page"}:
+        for name in set(record["outputs"]) - {"metrics", "page", "lineage"}:
             path = folder / name
             if name == "new_history":
                 identity = untimed(path)

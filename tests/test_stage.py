@@ -103,12 +103,14 @@ def test_record_says_what_was_done(tmp_path: Path) -> None:
             "sha256": sha256_of(tmp_path / name),
             "bytes": (tmp_path / name).stat().st_size,
             "rows": rows[name],
+            "tokens": None,
         }
         for name in (*TABLES, "metrics")
     }
     section = SMALL.model_dump(mode="json")
     assert record == {
-        "format": 2,
+        "format": 3,
+        "run": "",
         "stage": "problems",
         "iteration": 0,
         "purpose": "",
@@ -117,6 +119,7 @@ def test_record_says_what_was_done(tmp_path: Path) -> None:
         "section": section,
         "section_sha256": hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest(),
         "inputs": {},
+        "parents": [],
         "outputs": facts,
         "metrics": metrics,
         "image": "image:1",
@@ -146,6 +149,8 @@ def test_a_job_is_told_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_component_call_fills_the_metadata(tmp_path: Path) -> None:
     outputs = verify(tmp_path, graded(tmp_path))
+    shown = outputs["rewards"].metadata.pop("lineage")  # the metrics are a table in the Kubeflow UI: not there
+    assert "lineage" not in outputs["metrics"].metadata
     assert outputs["rewards"].metadata == {
         "sha256": sha256_of(tmp_path / "out" / "rewards"),
         "bytes": (tmp_path / "out" / "rewards").stat().st_size,
@@ -155,6 +160,11 @@ def test_component_call_fills_the_metadata(tmp_path: Path) -> None:
     }
     assert outputs["metrics"].metadata["reward_mean"] in (-1.0, 1.0)
     record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert "left_out" not in shown
+    assert shown["section"] == record["section"]
+    assert shown["parents"] == record["parents"] == ["its-record"]
+    assert shown["outputs"]["rewards"] == {k: v for k, v in record["outputs"]["rewards"].items() if k != "path"}
+    assert shown.keys() == record.keys()
     assert record["inputs"]["rollouts"] == {
         "path": str(tmp_path / "rollouts"),
         "uri": "store://rollouts",

@@ -40,6 +40,7 @@ Host = Annotated[str, typer.Option("--host", help="of Kubeflow Pipelines; else V
 Namespace = Annotated[
     str, typer.Option("--namespace", help="where runs are, if there are many users; else VAPO_KFP_NAMESPACE")
 ]
+ServiceAccount = Annotated[str, typer.Option("--service-account", help="of the run's pods")]
 TokenFile = Annotated[
     str,
     typer.Option(
@@ -123,7 +124,7 @@ def compile_(
         Format, typer.Option("--format", help="ir: what is uploaded; kubernetes: the objects Pipeline, PipelineVersion")
     ] = Format.IR,
 ) -> None:
-    """Write the IR YAML that a cluster takes, or the objects of a cluster that keeps pipelines in Kubernetes.
+    """Write the IR YAML that a cluster takes, or its objects Pipeline and PipelineVersion.
 
     Above iterations_per_run there is one file for each run of the chain.
     """
@@ -134,13 +135,46 @@ def compile_(
     from vapo.tables import write_text
 
     resolved = load_recipe(recipe, set_ or [])
-    kind = "-kubernetes" if format_ == Format.KUBERNETES else ""
+    kubernetes = format_ == Format.KUBERNETES
     for segment in segments(resolved):
         ir = compile_pipeline(resolved, share=True, segment=segment)
-        text = as_text(ir) if kind else ir
-        path = file_of(output or Path(f"{resolved.name}{kind}.yaml"), segment)
+        text = as_text(ir) if kubernetes else ir
+        default = Path(f"{resolved.name}{'-kubernetes' if kubernetes else ''}.yaml")
+        path = file_of(output or default, segment)
         write_text(path, text)
-        typer.echo(f"{path}: {summary(ir, text, segment)}")
+        which = f"iterations {segment.first}-{segment.last}, " if segment.of > 1 else ""
+        typer.echo(f"{path}: {which}{len(text.encode()) / 1000:.0f} KB, {summary(ir)}")
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    set_: Set = None,
+    against: Annotated[
+        str, typer.Option("--against", help="look at this run's records alone, not at all", metavar="RUN")
+    ] = "",
+    hardware: Annotated[
+        Path | None, typer.Option("--hardware", dir_okay=False, help="what differs from vapo/plan/hardware.toml")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print every figure, and every task with its reason")] = False,
+    workdir: Where = WORKDIR,
+) -> None:
+    """Say what a run will take before it starts: tasks, memory, time, bytes, and what the cache will serve.
+
+    Memory, time and bytes are estimates: docs/scale.md has every formula with its source.
+    """
+    import json
+
+    from pipelines.planning import planned
+    from vapo.plan.text import as_json as jsonable
+    from vapo.plan.text import show, terminal
+    from vapo.recipe import load_recipe
+
+    found = planned(load_recipe(recipe, set_ or []), workdir, against, hardware)
+    if as_json:
+        typer.echo(json.dumps(jsonable(found), indent=1))
+    else:
+        show(found, terminal())
 
 
 @app.command()
@@ -166,7 +200,7 @@ def report(
 
 @app.command()
 def rerun(
-    run: Annotated[str, typer.Argument(help="a run's name, as 'vapo run' printed it", metavar="RUN")],
+    run: Annotated[str, typer.Argument(help="a run's name, or with --store a run ID of a cluster", metavar="RUN")],
     stage: Annotated[str, typer.Option("--stage", help="the stage, say advantages")],
     iteration: Annotated[
         int | None, typer.Option("--iteration", min=0, help="of the run; needed if the stage ran in several")
@@ -180,26 +214,46 @@ def rerun(
     set_: Set = None,
     workdir: Where = WORKDIR,
     cold: Annotated[bool, typer.Option("--cold", help="start every stage from nothing, without a warm worker")] = False,
+    store: Annotated[
+        str, typer.Option("--store", help="of a run on a cluster: the bucket with its records", metavar="URI")
+    ] = "",
+    compile_to: Annotated[
+        Path | None, typer.Option("--compile", dir_okay=False, help="with --store: write the pipeline, submit nothing")
+    ] = None,
+    host: Host = "",
+    namespace: Namespace = "",
+    token_file: TokenFile = "",
+    service_account: ServiceAccount = "",
 ) -> None:
     """Run a stage again from the artifacts that a run recorded, and say what came out the same.
 
-    The result is a run of its own beside the other one, which stays as it is.
+    The result is a run of its own beside the other one, which stays as it is. With --store it is submitted to the
+    cluster, as a pipeline of the same name.
     """
     from pipelines.rerunning import rerun as run_again
     from pipelines.watching import console
     from pipelines.workdir import Workdir
+    from vapo.tables import write_text
 
-    run_again(
-        run,
-        Workdir(workdir),
-        console(),
-        stage,
-        iteration=iteration,
-        purpose=purpose,
-        downstream=downstream,
-        settings=set_ or [],
-        warm=not cold,
-    )
+    if not store:
+        if compile_to or host:
+            raise UserError("--compile and --host are for a run on a cluster: say where its records are with --store")
+        place = Workdir(workdir)
+        run_again(run, place, console(), stage, iteration, purpose, downstream, set_ or [], warm=not cold)
+        return
+    from pipelines.attending import submit_and_show
+    from pipelines.cluster import connect
+    from pipelines.recompiling import recompiled, tasks_in
+    from pipelines.submitting import Order
+
+    recipe, ir = recompiled(*tasks_in(store, run), stage, iteration, purpose, downstream, set_ or [])
+    if compile_to:
+        write_text(compile_to, ir)
+        typer.echo(f"{compile_to}: {len(ir.encode()) / 1000:.0f} KB")
+        return
+    cluster = connect(host, namespace, token_file)
+    order = Order("", service_account, cluster.namespace, {})
+    submit_and_show(recipe, cluster, order, console(), None, ir=ir)
 
 
 @app.command()
@@ -317,13 +371,16 @@ def lineage(
     html: Annotated[
         Path | None, typer.Option("--html", dir_okay=False, help="write the graph as a page to this file")
     ] = None,
+    store: Annotated[
+        str, typer.Option("--store", help="of a run on a cluster: its runtime.store; RUN is its ID", metavar="URI")
+    ] = "",
     workdir: Where = WORKDIR,
 ) -> None:
     """Show where an artifact comes from: every stage that led to it, back to the prompts and the seed.
 
     With --verify the exit code is 1 if anything is missing or was changed since.
     """
-    from pipelines.lineage import lineage_of, store_of
+    from pipelines.lineage import lineage_in, lineage_of, store_of
     from pipelines.stores import opened
     from pipelines.workdir import Workdir
     from vapo.lineage.graph import dump
@@ -333,7 +390,7 @@ def lineage(
     from vapo.tables import write_text
 
     place = Workdir(workdir)
-    graph = lineage_of(place, what, iteration)
+    graph = lineage_in(store, what, iteration) if store else lineage_of(place, what, iteration)
     if html:
         write_text(html, page(graph))
     if as_json:
@@ -370,7 +427,7 @@ def submit(
         ),
     ] = None,
     store: Store = "",
-    service_account: Annotated[str, typer.Option("--service-account", help="of the run's pods")] = "",
+    service_account: ServiceAccount = "",
     token_file: TokenFile = "",
     wait: Wait = False,
     every: Every = 5.0,
@@ -378,21 +435,16 @@ def submit(
     """Run a recipe on a cluster: its pipeline is uploaded, once per content, and a run of it is created."""
     from pipelines.attending import submit_and_show
     from pipelines.cluster import connect
-    from pipelines.submitting import parsed
+    from pipelines.parameters import parsed
+    from pipelines.submitting import Order
     from pipelines.watching import console
     from vapo.recipe import load_recipe
 
     resolved = load_recipe(recipe, [*(set_ or []), *_store(store)])
     given = parsed(parameters or [])
-    submit_and_show(
-        resolved,
-        connect(host, namespace, token_file),
-        console(),
-        every if wait else None,
-        parameters=given,
-        experiment=experiment,
-        service_account=service_account,
-    )
+    cluster = connect(host, namespace, token_file)
+    order = Order(experiment, service_account, cluster.namespace, given)
+    submit_and_show(resolved, cluster, order, console(), every if wait else None)
 
 
 @app.command()

@@ -13,7 +13,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from vapo import kubernetes
 from vapo.errors import UserError
@@ -137,6 +147,9 @@ class Rollout(Section):
     draws: int = Field(
         1, gt=0, le=20, description="dynamic sampling draws again, so often at most; it shapes the pipeline"
     )
+    shards: int = Field(
+        1, gt=0, description="tasks that share the prompts of a draw, each with an engine of its own; to the same rows"
+    )
     temperature: float = Field(1.0, ge=0, description="0 is greedy; training wants 1")
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(20480, gt=0)
@@ -164,6 +177,8 @@ class Rollout(Section):
                 f"rollout.record_batch {self.record_batch} is below batch_size {self.batch_size}: raise it, or lower "
                 "batch_size"
             )
+        if self.shards > self.prompts:
+            raise ValueError(f"rollout.shards {self.shards} is above rollout.prompts {self.prompts}: lower it")
         for key in ("tensor_parallel", "gpu_memory", "dtype", "max_model_length"):
             if self.engine != "vllm" and (value := getattr(self, key)):
                 raise ValueError(
@@ -466,6 +481,11 @@ class Resources(Section):
         description="a PersistentVolumeClaim that is mounted at /cache: checkpoints that were read, unfinished work",
     )
 
+    @model_serializer(mode="wrap")
+    def _said(self, everything: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Written down is what is said: every run's recipe holds a table of each stage."""
+        return {key: value for key, value in everything(self).items() if value}
+
 
 class StageResources(Section):
     """[resources.<stage>]: what every stage's pods ask for."""
@@ -474,6 +494,7 @@ class StageResources(Section):
     problems: Resources = Resources()
     base_model: Resources = Resources()
     rollout: Resources = Resources()
+    concatenation: Resources = Resources()
     verification: Resources = Resources()
     value_pretraining: Resources = Resources()
     advantages: Resources = Resources()
@@ -483,6 +504,7 @@ class StageResources(Section):
     report: Resources = Resources()
     hand_off: Resources = Resources()
     take_over: Resources = Resources()
+    next_segment: Resources = Resources()
 
     def of(self, stage: str) -> Resources:
         """What a stage asks for, by its own table and that of every stage."""
@@ -495,6 +517,17 @@ class StageResources(Section):
         for stage in type(self).model_fields:
             kubernetes.check_pods(f"resources.{stage}", self.of(stage))
         return self
+
+
+class Chain(Section):
+    """How the runs of a training that takes several follow one another on a cluster."""
+
+    secret: str = Field(
+        "",
+        description="the Secret whose key VAPO_KFP_TOKEN a segment's last task gets, to start the next one; empty: "
+        "'vapo submit --wait' or 'vapo watch' starts it",
+    )
+    api: str = Field("http://ml-pipeline.kubeflow:8888", description="where that task finds Kubeflow Pipelines")
 
 
 class Runtime(Section):
@@ -561,6 +594,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     resources: StageResources = StageResources()
+    chain: Chain = Chain()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
@@ -692,6 +726,7 @@ class Recipe(Section):
         return self.rollout.model_copy(
             update={
                 "prompts": self.problems.heldout,
+                "shards": min(self.rollout.shards, self.problems.heldout),
                 "draws": 1,
                 "samples": e.samples,
                 "temperature": e.temperature,
@@ -702,7 +737,10 @@ class Recipe(Section):
     def rollout_for_value_pretraining(self) -> Rollout:
         """The rollout section that samples the fixed policy before the first update."""
         v = self.value_pretraining
-        return self.rollout.model_copy(update={"prompts": v.prompts, "samples": v.samples, "draws": 1})
+        shards = min(self.rollout.shards, v.prompts)
+        return self.rollout.model_copy(
+            update={"prompts": v.prompts, "shards": shards, "samples": v.samples, "draws": 1}
+        )
 
 
 def available_recipes() -> list[str]:

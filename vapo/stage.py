@@ -12,9 +12,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from vapo.progress import ATTENDED, emit, leave_with_reader
 IMAGE = "VAPO_IMAGE"  # environment variable of every task: the image that it runs in
 PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['(.+)'\]\}\}")
 METRICS = "metrics"  # the output that holds a stage's numbers as JSON
+LINEAGE = "lineage"  # the output that shows all that led to a stage's inputs
 
 
 class Artifact(Protocol):
@@ -55,6 +56,7 @@ STAGES = {
     "problems": Stage("vapo.problems.make", "problems", "Problems", torch=False),
     "base_model": Stage("vapo.train.base_model", "base_model", "BaseModelSection", torch=True),
     "rollout": Stage("vapo.rollout.generate", "rollout", "Rollout", torch=True, resumable=True),
+    "concatenation": Stage("vapo.rollout.concatenation", "concatenation", "Rollout", torch=False),
     "verification": Stage("vapo.problems.verification", "verification", "Verification", torch=False),
     "value_pretraining": Stage("vapo.train.value_pretraining", "value_pretraining", "ValuePretraining", torch=True),
     "advantages": Stage("vapo.train.advantages", "advantages", "Advantages", torch=True),
@@ -64,6 +66,7 @@ STAGES = {
     "report": Stage("vapo.report.stage", "report", "Report", torch=False),
     "hand_off": Stage("vapo.segments", "hand_off", "Section", torch=False, informed=True),
     "take_over": Stage("vapo.segments", "take_over", "Section", torch=False),
+    "next_segment": Stage("pipelines.next_segment", "next_segment", "Chain", torch=False),  # compiles and submits
 }
 
 
@@ -86,17 +89,18 @@ def run(
     *,
     section: str,
     parameters: Mapping[str, Any],
-    inputs: Mapping[str, Artifact | None],
+    inputs: Mapping[str, Artifact | list[Artifact] | None],
     outputs: Mapping[str, Artifact],
     known: str = "{}",
 ) -> None:
     """Run a stage inside a component: `section` is its part of the recipe as JSON.
 
     Args:
+        inputs: of a list each has the input's name with its number behind: parts_0, parts_1, ...
         known: sha256 and record of inputs whose metadata may not say them, by name, as JSON.
 
-    Afterwards every output's metadata holds its sha256 and size, the sha256 of the record of what was done, and the
-    metrics: the Kubeflow UI shows them.
+    Afterwards every output's metadata holds its sha256 and size and the sha256 of the record of what was done; that of
+    the metrics their numbers, and that of one output, its `bearer`, the record itself: the Kubeflow UI shows them.
     """
     if os.environ.get(ATTENDED):
         leave_with_reader()
@@ -112,8 +116,7 @@ def run(
                 **{key: str(artifact.metadata.get(key, "")) for key in ("sha256", "record")},
                 **digests.get(name, {}),
             }
-            for name, artifact in inputs.items()
-            if artifact is not None
+            for name, artifact in _one_by_one(inputs)
         },
         {name: artifact.path for name, artifact in outputs.items()},
         time.time(),
@@ -123,6 +126,14 @@ def run(
     result = _by_worker(job) or execute(asdict(job))
     for name, artifact in outputs.items():
         artifact.metadata.update(result[name])
+
+
+def _one_by_one(inputs: Mapping[str, Artifact | list[Artifact] | None]) -> Iterator[tuple[str, Artifact]]:
+    for name, given in inputs.items():
+        if isinstance(given, list):
+            yield from ((f"{name}_{number}", artifact) for number, artifact in enumerate(given))
+        elif given is not None:
+            yield name, given
 
 
 def _image() -> str:
@@ -162,9 +173,14 @@ def execute(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
     What the user can cure is printed as one `error` event before it propagates.
     """
+    from vapo.lineage.openlineage import told
+
     job = Job(**data)
     try:
-        return _execute(job)
+        with told(job) as complete:
+            made = _execute(job)
+            complete(made)
+        return made
     except BaseException as error:
         cure = as_user_error(error)
         last = traceback.format_exception_only(error)[-1].strip()
@@ -174,7 +190,8 @@ def execute(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _execute(job: Job) -> dict[str, dict[str, Any]]:
     from vapo import recipe
-    from vapo.lineage.record import write_record
+    from vapo.lineage.record import in_metadata, write_record
+    from vapo.lineage.records import kept
     from vapo.partial import partial_folder
     from vapo.store import sha256_of
     from vapo.tables import write_text
@@ -188,7 +205,7 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     inputs = {name: {**source, "sha256": _verified(name, source)} for name, source in job.inputs.items()}
     work_started, clock = time.time(), time.monotonic()
     paths = {name: Path(source["path"]) for name, source in job.inputs.items()}
-    targets = {name: Path(path) for name, path in job.outputs.items() if name != METRICS}
+    targets = {name: Path(path) for name, path in job.outputs.items() if name not in (METRICS, LINEAGE)}
     told = {"sources": inputs} if stage.informed else {}
     with ExitStack() as stack:
         if stage.resumable:
@@ -197,13 +214,15 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
         seconds = time.monotonic() - clock
         metrics = {name: float(value) for name, value in found.items() if value is not None}
         if METRICS in job.outputs:
-            text = json.dumps({**metrics, "seconds": seconds}, indent=1) + "\n"
+            text = json.dumps({"seconds": seconds, **metrics}, indent=1) + "\n"
             write_text(Path(job.outputs[METRICS]), text)
+        if LINEAGE in job.outputs:
+            write_text(Path(job.outputs[LINEAGE]), _lineage(job))
         facts = {
             name: {"sha256": sha256_of(Path(path)), "bytes": Path(path).stat().st_size}
             for name, path in job.outputs.items()
         }
-        record = write_record(
+        record, digest = write_record(
             Path(next(iter(job.outputs.values()))).parent,
             stage=job.stage,
             parameters=job.parameters,
@@ -218,10 +237,22 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
             ended=time.time(),
             seconds=seconds,
         )
+        if records := kept():
+            records.add(record)
     before = work_started - job.asked
-    emit("end", stage=job.stage, **_where(job), seconds=seconds, before=before, metrics=metrics, record=record)
-    where = {"stage": job.stage, "iteration": job.parameters.get("iteration", 0), "record": record}
-    return {name: {**fact, **where, **(metrics if name == METRICS else {})} for name, fact in facts.items()}
+    emit("end", stage=job.stage, **_where(job), seconds=seconds, before=before, metrics=metrics, record=digest)
+    where = {"stage": job.stage, "iteration": job.parameters.get("iteration", 0), "record": digest}
+    described = {name: {**fact, **where, **(metrics if name == METRICS else {})} for name, fact in facts.items()}
+    described[bearer(facts)]["lineage"] = in_metadata(record)
+    return described
+
+
+def bearer(outputs: Iterable[str]) -> str:
+    """The output whose metadata holds the whole record: the last one but the metrics, of which the UI makes a table.
+
+    One alone, since the metadata of all inputs of a task is an argument of its process.
+    """
+    return [name for name in outputs if name != METRICS][-1]
 
 
 def _work(
@@ -240,6 +271,20 @@ def _work(
     return metrics
 
 
+def _lineage(job: Job) -> str:
+    """A page that shows every stage that led to the inputs, from the records that VAPO_RECORDS holds."""
+    from vapo.lineage.graph import nodes_of, trace_all
+    from vapo.lineage.page import page
+    from vapo.lineage.records import kept
+
+    records = kept()
+    made = {source["record"]: name for name, source in job.inputs.items() if source.get("record")}
+    nodes = nodes_of(records.led_to(records.get(made))) if records else []
+    found = trace_all(nodes, [node for node in nodes if node.digest in made], f"what the {job.stage} shows")
+    known = {node.digest for node in nodes}
+    return page(replace(found, unknown=(*found.unknown, *(made[digest] for digest in made.keys() - known))))
+
+
 def _identity(job: Job, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """Everything that shapes a stage's result."""
     from vapo.lineage.software import library_versions, source_digest
@@ -255,7 +300,9 @@ def _identity(job: Job, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, An
 
 
 def _where(job: Job) -> dict[str, Any]:
-    return {"iteration": job.parameters.get("iteration", 0), "purpose": job.parameters.get("purpose", "")}
+    where = {"iteration": job.parameters.get("iteration", 0), "purpose": job.parameters.get("purpose", "")}
+    shards = {key: job.parameters[key] for key in ("shard", "shards") if job.parameters.get("shards", 1) > 1}
+    return where | shards
 
 
 def _verified(name: str, source: dict[str, str]) -> str:

@@ -16,6 +16,7 @@ def report(
     evaluation_rollouts: dsl.Input[dsl.Dataset],
     evaluation_rewards: dsl.Input[dsl.Dataset],
     page: dsl.Output[dsl.HTML],
+    lineage: dsl.Output[dsl.HTML],
     prompts: dsl.Input[dsl.Dataset] | None = None,
     first_rollouts: dsl.Input[dsl.Dataset] | None = None,
     first_rewards: dsl.Input[dsl.Dataset] | None = None,
@@ -48,5 +49,5 @@ def report(
             "last_experience": last_experience,
             "pretraining": pretraining,
         },
-        outputs={"page": page},
+        outputs={"page": page, "lineage": lineage},
     )

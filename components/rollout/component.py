@@ -20,6 +20,8 @@ def rollout(
     metrics: dsl.Output[dsl.Metrics],
     previous_rollouts: dsl.Input[dsl.Dataset] | None = None,
     previous_rewards: dsl.Input[dsl.Dataset] | None = None,
+    shard: int = 0,
+    shards: int = 1,
 ) -> None:
     """Make the ROLLOUTS table of one iteration."""
     from vapo.stage import run
@@ -33,6 +35,8 @@ def rollout(
             "draw": draw,
             "wanted_groups": wanted_groups,
             "purpose": purpose,
+            "shard": shard,
+            "shards": shards,
         },
         inputs={
             "prompts": prompts,

@@ -30,8 +30,8 @@ NAMES = PLAIN + VARIANTS
 PYTHON = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 RETURNED = "return float(metrics.metadata['accuracy'])"
 ITERATION = "block_start + offset"
-UNMEASURED = {"report", "hand_off", "take_over"}  # stages without metrics
-OPEN = {"history", "report", "hand_off", "take_over"}  # stages whose function takes **kwargs
+UNMEASURED = {"report", "hand_off", "take_over", "next_segment"}  # stages without metrics
+OPEN = {"concatenation", "history", "report", "hand_off", "take_over"}  # stages whose function takes **kwargs
 
 
 def stage_of(name: str) -> str:
@@ -113,6 +113,7 @@ def test_what_a_stage_can_do_without() -> None:
     found = {name: optional_of(name) for name in PLAIN if name != "history"}
     assert {name: optional for name, optional in found.items() if optional} == {
         "advantages": {"critic"},
+        "concatenation": {"previous_rollouts"},
         "hand_off": of_a_critic,
         "take_over": of_a_critic | {f"new_{name}" for name in of_a_critic},
         "ppo_update": {"critic", "new_critic"},
@@ -261,7 +262,7 @@ def test_metrics_are_an_output_of_every_stage_that_measures(name: str) -> None:
 def test_history_takes_the_metrics_of_every_stage_that_has_them() -> None:
     inputs = artifacts_of("history")
     metrics = {key for key, value in inputs.items() if value.type.startswith("system.Metrics")}
-    assert metrics == set(STAGES) - {"history"} - UNMEASURED
+    assert metrics == set(STAGES) - {"concatenation", "history"} - UNMEASURED
     assert set(inputs) - metrics == {"previous"}
     assert all(value.optional for value in inputs.values())
 

@@ -24,13 +24,17 @@ def test_stages_artifacts_and_edges_are_drawn(made: Made) -> None:
 
 
 def test_every_record_is_there_to_be_shown(made: Made) -> None:
-    found = html(made)
-    (text,) = re.findall(r'<script type="application/json" id="records">(.*?)</script>', found, re.DOTALL)
-    records = json.loads(text)
+    drawn = html(made)
+    (text,) = re.findall(r'<script type="application/json" id="records">(.*?)</script>', drawn, re.DOTALL)
+    found = json.loads(text)
+    records, shared = found["records"], found["shared"]
+    sections = {record["stage"]: shared[record["shared"]["section"]] for record in records.values()}
+    assert sections["ppo_update"] == {"key": "iteration--ppo-update"}
+    assert len(shared) == 5 + 1 + 1 + 1  # sections, and once each libraries, host and metrics
     assert {record["stage"] for record in records.values()} == {
         *("problems", "base_model", "rollout", "ppo_update", "report"),
     }
-    assert set(re.findall(r'data-record="(\w+)"', found)) == set(records)
+    assert set(re.findall(r'data-record="(\w+)"', drawn)) == set(records)
 
 
 def test_it_asks_for_nothing(made: Made) -> None:

@@ -72,6 +72,9 @@ BREAKS = [  # (overlay, file, what stands there, what stands there instead, what
     ("gpu", f"{MINIO}/launcher.yaml", "minio://vapo", "s3://vapo", "providers are ['minio']"),
     ("gpu", f"{MINIO}/launcher.yaml", "disableSSL", "disableSsl", "has no ['disableSsl']"),
     ("gpu", f"{MINIO}/launcher.yaml", "local:9000", "local:9001", "Service minio has ports ['9000']"),
+    ("gpu", f"{MINIO}/launcher.yaml", "key: MINIO_ACCESS_KEY", "key: accesskey", "has no key ['accesskey']"),
+    ("gpu", f"{MINIO}/launcher.yaml", "artifact-repository: vapo", "artifact-repository: minio", "repository 'minio'"),
+    ("gpu", f"{MINIO}/launcher.yaml", "name: artifact-repositories", "name: repositories", "no ConfigMap 'artifact-r"),
     ("gpu", f"{MINIO}/minio.yaml", "targetPort: s3", "targetPort: http", "targetPort 'http' is no port"),
     ("gpu", f"{BASE}/segments.yaml", "  namespace: vapo\n", "", "its namespace is None"),
     ("trainer", f"{TRAINER}/runtime.yaml", "serviceAccountName: vapo-node", "serviceAccountName: node", "'node'"),
@@ -96,7 +99,8 @@ BREAKS = [  # (overlay, file, what stands there, what stands there instead, what
         "matches no pod of namespace",
     ),
     ("gpu", f"{BASE}/network.yaml", "port: 8887", "port: 8889", "listen on [8887, 8888], not [8889]"),
-    ("gpu", f"{MINIO}/network.yaml", "port: 9000", "port: 9001", "which no policy lets"),
+    ("gpu", f"{MINIO}/network.yaml", "port: 9000", "port: 9001", "port 9000, which no policy lets in"),
+    ("gpu", f"{MINIO}/network.yaml", "port: 9000", "port: 9001", "port 9001, which no policy lets out"),
     ("gpu", f"{BASE}/network.yaml", "policyTypes: [Ingress, Egress]", "policyTypes: [Egress]", "no policy denies all"),
 ]
 
@@ -125,7 +129,7 @@ def test_the_command_says_what_is_wrong_and_fails(copy: Path, capsys: pytest.Cap
     )
     assert main(copy) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "overlays/kind: 24 objects, 0 faults" in lines
+    assert "overlays/kind: 25 objects, 0 faults" in lines
     assert "overlays/kueue: 0 objects, 1 faults" in lines
     assert any("'Resourcequota' is not one of" in line for line in lines)
 

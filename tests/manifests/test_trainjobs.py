@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from manifests.pod_security import restricted
+from manifests.references import GUIDE
 from manifests.render import ROOT, Object, rendered
 from manifests.schemas import schema_faults
 from vapo.recipe import Train
@@ -161,6 +162,8 @@ def test_who_may_do_what(objects: list[Object]) -> None:
     """The accounts of the guide's table; nobody else has rights, and nobody may touch pods or read any Secret."""
     accounts = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "ServiceAccount"}
     assert accounts == {"vapo-runner", "vapo-submitter", "vapo-segments", "vapo-node"}
+    rows = re.findall(r"^\| `(vapo-\w+)`", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(rows) == accounts
     assert rights(objects, "vapo-node") == set()
     for account in ("vapo-submitter", "vapo-segments"):
         assert {group for group, _, _ in rights(objects, account)} == {"pipelines.kubeflow.org"}

@@ -207,7 +207,7 @@ class KfpServer:
         if not self.multi_user and namespace:
             raise Refused(400, 3, "In single-user mode, the request shouldn't contain namespace")
         if namespace in self.forbidden:
-            raise Refused(403, 7, f"User is not authorized to access namespace {namespace}")
+            raise Refused(403, 7, f"{self.asked[-1][1]} is not authorized to access namespace {namespace}")
 
     def _one(self, kind: dict[str, dict[str, Any]], what: str, **fields: str) -> dict[str, Any]:
         for found in kind.values():

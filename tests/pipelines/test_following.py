@@ -10,13 +10,17 @@ from rich.console import Console
 from pipelines import following
 from pipelines.attending import attend, retry_and_show, stop_and_tell
 from pipelines.cluster import Cluster, NoAnswer, connect
-from pipelines.following import Following, clock
+from pipelines.following import Following, Seen, clock
 from pipelines.runs import find_run
-from pipelines.submitting import submit
+from pipelines.submitting import Order, submit
 from tests.pipelines.kfp_server import Fault, KfpServer, tasks
 from vapo.errors import StageFailed, UserError
 from vapo.recipe import Recipe, load_recipe
 
+OUT_OF_REACH = (
+    "metrics are not shown: store s3://bucket/prefix: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be set in the "
+    "environment"
+)
 FAILS = [
     ("PENDING", []),
     ("RUNNING", tasks(("problems", "SUCCEEDED"), ("base-model", "RUNNING"))),
@@ -53,7 +57,9 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
-def cluster(kfp: KfpServer) -> Cluster:
+def cluster(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # the store is out of reach, as from most desks
+        monkeypatch.delenv(name, raising=False)
     return connect(kfp.url)
 
 
@@ -68,8 +74,9 @@ def printed(console: Console) -> str:
 
 def test_a_run_that_succeeds(kfp: KfpServer, cluster: Cluster, recipe: Recipe, console: Console) -> None:
     kfp.scenario = SUCCEEDS
-    attend(cluster, submit(recipe, cluster, name="tiny-1").run, console, 0.01)
+    attend(cluster, submit(recipe, cluster, Order(), name="tiny-1").run, console, 0.01)
     assert printed(console).splitlines() == [
+        OUT_OF_REACH,
         "run tiny-1: pending",
         "problems: succeeded in 4:00",
         "run tiny-1: running",
@@ -84,7 +91,7 @@ def test_a_run_that_fails_says_where_and_how_to_go_on(
 ) -> None:
     """The stage is named, not the sub-pipelines that fail with it."""
     kfp.scenario = FAILS
-    run = submit(recipe, cluster, name="tiny-1").run
+    run = submit(recipe, cluster, Order(), name="tiny-1").run
     with pytest.raises(StageFailed) as error:
         attend(cluster, run, console, 0.01)
     assert str(error.value) == (
@@ -95,7 +102,7 @@ def test_a_run_that_fails_says_where_and_how_to_go_on(
 
 
 def test_a_run_that_was_stopped(kfp: KfpServer, cluster: Cluster, recipe: Recipe, console: Console) -> None:
-    run = submit(recipe, cluster, name="tiny-1").run
+    run = submit(recipe, cluster, Order(), name="tiny-1").run
     stop_and_tell(cluster, run.run_id, console)
     with pytest.raises(StageFailed, match="run tiny-1 was stopped"):
         attend(cluster, run, console, 0.01)
@@ -109,13 +116,13 @@ def test_a_network_that_fails_for_a_while(
 ) -> None:
     """More often than one request is tried again: the run goes on, and so do we, and say it once."""
     monkeypatch.setattr(following, "EVERY", 0.01)
-    run = submit(recipe, cluster).run
+    run = submit(recipe, cluster, Order()).run
     kfp.faults += [Fault("GET", f"runs/{run.run_id}") for _ in range(20)]
     attend(cluster, run, console, 0.01)
     assert not kfp.faults
     assert printed(console).count("the run goes on, and we ask again") == 1
     monkeypatch.setattr(following, "PATIENCE", 0.0)
-    run = submit(recipe, cluster).run
+    run = submit(recipe, cluster, Order()).run
     kfp.faults += [Fault("GET", f"runs/{run.run_id}") for _ in range(20)]
     with pytest.raises(NoAnswer):
         attend(cluster, run, console, 0.01)
@@ -123,7 +130,7 @@ def test_a_network_that_fails_for_a_while(
 
 def test_what_is_shown_live(kfp: KfpServer, cluster: Cluster, recipe: Recipe, console: Console) -> None:
     kfp.scenario = SUCCEEDS[2:]
-    run = submit(recipe, cluster, name="tiny-1").run
+    run = submit(recipe, cluster, Order(), name="tiny-1").run
     shown = Following(console, "tiny-1", {"problems": 1, "base_model": 1, "rollout": 3})
     shown.look(find_run(cluster, run.run_id))
     console.print(shown)
@@ -133,9 +140,30 @@ def test_what_is_shown_live(kfp: KfpServer, cluster: Cluster, recipe: Recipe, co
     assert lines[2].endswith("0/3 done")
 
 
+@pytest.mark.parametrize(
+    ("name", "told", "stage"),
+    [
+        ("iteration-003", True, ""),
+        ("iteration-03-of-10", True, ""),
+        ("iterations-011-020", True, ""),
+        ("block-2", True, ""),
+        ("evaluation-000", True, "evaluation"),
+        ("value-pretraining", True, "value_pretraining"),
+        ("ppo-update-2", False, "ppo_update"),
+        ("base-model", True, "base_model"),
+        ("rollout-driver", False, ""),
+        ("executor", False, ""),
+        ("root", False, ""),
+    ],
+)
+def test_tasks_by_the_names_that_servers_give_them(name: str, told: bool, stage: str) -> None:
+    task = Seen(name, "RUNNING", 0.0, 0.0)
+    assert (task.told, task.stage) == (told, stage)
+
+
 def test_retry(kfp: KfpServer, cluster: Cluster, recipe: Recipe, console: Console) -> None:
     kfp.scenario = FAILS
-    run = submit(recipe, cluster, name="tiny-1").run
+    run = submit(recipe, cluster, Order(), name="tiny-1").run
     with pytest.raises(UserError, match="run 'tiny-1' is PENDING: only one that failed or was stopped"):
         retry_and_show(cluster, "tiny-1", console, None)
     with pytest.raises(StageFailed):
@@ -151,7 +179,7 @@ def test_a_retry_whose_answer_does_not_come(
     kfp: KfpServer, cluster: Cluster, recipe: Recipe, console: Console, done: bool
 ) -> None:
     kfp.scenario = [("FAILED", [])]
-    run = submit(recipe, cluster, name="tiny-1").run
+    run = submit(recipe, cluster, Order(), name="tiny-1").run
     find_run(cluster, run.run_id)
     kfp.scenario = [("RUNNING", [])]
     kfp.faults.append(Fault("POST", ":retry", done=done))
@@ -167,7 +195,7 @@ def test_a_retry_whose_answer_does_not_come(
 
 
 def test_which_run_is_meant(kfp: KfpServer, cluster: Cluster, recipe: Recipe) -> None:
-    first, second = (submit(recipe, cluster, name=name).run for name in ("tiny-1", "tiny-12"))
+    first, second = (submit(recipe, cluster, Order(), name=name).run for name in ("tiny-1", "tiny-12"))
     for what, meant in (
         (first.run_id, first),
         (first.run_id[:9], first),
@@ -185,7 +213,7 @@ def test_which_run_is_meant(kfp: KfpServer, cluster: Cluster, recipe: Recipe) ->
 
 def test_a_run_among_many(kfp: KfpServer, cluster: Cluster, recipe: Recipe) -> None:
     """It is looked for beyond the first page."""
-    run = submit(recipe, cluster, name="tiny-old").run
+    run = submit(recipe, cluster, Order(), name="tiny-old").run
     for number in range(150):
         twin = dict(kfp.runs[run.run_id], run_id=str(number), display_name=f"other-{number}", created_at=kfp.now())
         kfp.runs[twin["run_id"]] = twin

@@ -79,7 +79,7 @@ def test_the_page_is_written(undisturbed: Undisturbed, tmp_path: Path) -> None:
     [
         (["no-such-run"], "no run"),
         (["no-such-run", "--iteration", "1"], "there are ['tiny-"),
-        (["{run}", "--iteration", "9"], "policies after iterations 0 to 1"),
+        (["{run}", "--iteration", "9"], "policies after iterations [0, 1]"),
     ],
 )
 def test_what_is_not_there_is_said(undisturbed: Undisturbed, arguments: list[str], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -47,7 +48,9 @@ def test_credentials_are_made_once_and_stand_in_one_file(seaweed: SeaweedFS) -> 
 
 def test_one_server_per_folder(seaweed: SeaweedFS) -> None:
     second = serving(seaweed.folder)
-    with pytest.raises(UserError, match="belongs to another run: wait for it, or use another --workdir"):
+    with pytest.raises(
+        UserError, match=rf"belongs to another run, of process {os.getpid()}: wait for it, or use another --workdir"
+    ):
         second.__enter__()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -122,6 +123,24 @@ def test_lineage_recomputes_the_digests_in_the_bucket(embedded: Embedded) -> Non
     done = vapo("lineage", run, "--verify", "--workdir", embedded.workdir)
     assert done.returncode == 0, done.stderr
     assert "all as recorded" in done.stdout
+
+
+def test_gc_looks_into_the_embedded_server(embedded: Embedded) -> None:
+    def objects() -> list[int]:
+        """Of the server: kept, and not referred to."""
+        done = vapo("gc", "--workdir", embedded.workdir)
+        assert done.returncode == 0, done.stderr
+        line = next(line for line in done.stdout.splitlines() if line.strip().startswith("objects, embedded"))
+        return [int(line.split()[at]) for at in (2, 5)]
+
+    kept, left = objects()
+    assert (kept > 5, left) == (True, 0)
+    with serving(embedded.workdir / ".vapo" / "server") as server:
+        server.client().put_object(BUCKET, f"objects/00/{'0' * 64}", io.BytesIO(b"left"), 4)
+    assert objects() == [kept, 1]
+    done = vapo("gc", "--delete", "--workdir", embedded.workdir)
+    assert "4 B freed" in done.stdout
+    assert objects() == [kept, 0]
 
 
 def test_evaluate_finds_the_checkpoints_again(embedded: Embedded) -> None:

@@ -35,7 +35,10 @@ def timeless(path: Path) -> Any:
         if file.read(1) != b"{":
             return None
     metrics = json.loads(path.read_text(encoding="utf-8"))
-    return {name: value for name, value in metrics.items() if name != TIME} if TIME in metrics else None
+    untimed = {
+        name: value for name, value in metrics.items() if name.rpartition("/")[2] != TIME
+    }  # also "rollout/seconds"
+    return untimed if TIME in metrics else None
 
 
 def is_table(path: Path) -> bool:

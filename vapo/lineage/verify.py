@@ -14,6 +14,7 @@ from vapo.errors import UserError
 from vapo.lineage.graph import Graph, Node
 from vapo.lineage.record import FILE
 from vapo.store import open_checkpoint, read_manifest, sha256_of
+from vapo.store.uris import UnreadableHere, local_copy
 
 
 def verify(graph: Graph, on_checked: Callable[[str], None] = lambda name: None) -> list[str]:
@@ -38,21 +39,32 @@ def verify(graph: Graph, on_checked: Callable[[str], None] = lambda name: None) 
 
 
 def _wrong_with(node: Node) -> list[str]:
-    found = []
+    return [*_record(node), *(line for name in sorted(node.record.outputs) for line in _output(node, name))]
+
+
+def _record(node: Node) -> list[str]:
+    """What is wrong with a record that lies beside outputs; one from a store was checked when it was read."""
+    if node.folder is None:
+        return []
     try:
         if hashlib.sha256((node.folder / FILE).read_bytes()).hexdigest() != node.digest:
-            found.append(f"{node.name}: its record {node.folder / FILE} was changed")
+            return [f"{node.name}: its record {node.folder / FILE} was changed"]
     except OSError:
-        found.append(f"{node.name}: its record {node.folder / FILE} is missing")
-    for name, output in sorted(node.record.outputs.items()):
-        path = node.path_of(name)
-        if not path.is_file():
-            found.append(f"{node.name}: {name} is missing: {path}")
-        elif (digest := sha256_of(path)) != output.sha256:
-            found.append(f"{node.name}: {name} was changed: {path} has sha256 {digest[:12]}, not {output.sha256[:12]}")
-        else:
-            found += [f"{node.name}: {name}: {line}" for line in _checkpoint(path)]
-    return found
+        return [f"{node.name}: its record {node.folder / FILE} is missing"]
+    return []
+
+
+def _output(node: Node, name: str) -> list[str]:
+    uri, expected = node.uri_of(name), node.record.outputs[name].sha256
+    try:
+        with local_copy(uri) as path:
+            if path is None:
+                return [f"{node.name}: {name} is missing: {uri}"]
+            if (digest := sha256_of(path)) != expected:
+                return [f"{node.name}: {name} was changed: {uri} has sha256 {digest[:12]}, not {expected[:12]}"]
+            return [f"{node.name}: {name}: {line}" for line in _checkpoint(path)]
+    except UnreadableHere as error:
+        return [f"{node.name}: {name} was not checked: {error}"]
 
 
 def _checkpoint(path: Path) -> list[str]:

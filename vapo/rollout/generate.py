@@ -43,6 +43,8 @@ def rollout(
     wanted_groups: int,
     purpose: str,
     seed: int,
+    shard: int = 0,
+    shards: int = 1,
 ) -> dict[str, float]:
     """Write ROLLOUTS for the iteration's slice of PROMPTS; returns counts, lengths and the sampled entropy.
 
@@ -53,18 +55,23 @@ def rollout(
         previous_rollouts: those of the draws before: they are kept in front of the new ones.
         previous_rewards: if they hold `wanted_groups` prompts with both correct and wrong responses, nothing new is
             sampled.
+        shard: which of the `shards` tasks this is, from 0, that share the draw's prompts. One of several writes its
+            new rows alone.
     """
     groups: Iterable[pa.Table] = ()
     wanted = True
     if previous_rollouts is not None and previous_rewards is not None:
         before = read_table(previous_rollouts, ROLLOUTS)
-        groups = (before.slice(first, section.samples) for first in range(0, len(before), section.samples))
+        if shards == 1:
+            groups = (before.slice(first, section.samples) for first in range(0, len(before), section.samples))
         wanted = _informative(before, previous_rewards) < wanted_groups
     with ExitStack() as stack:
         if wanted:
             folder = partial or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            draws = Draw(section, prompts, iteration, draw, purpose, seed)
-            groups = itertools.chain(groups, _sample(draws, policy, folder))
+            drawn = Draw(section, prompts, iteration, draw, purpose, seed)
+            mine = np.array_split(np.arange(drawn.prompts), shards)[shard]
+            if mine.size:
+                groups = itertools.chain(groups, _sample(drawn, mine, policy, folder))
         return write_groups(rollouts, groups)
 
 
@@ -99,8 +106,8 @@ class Draw:
         return mix(self.stream + (chosen[:, None] * samples + np.arange(samples)).ravel().astype(np.uint64))
 
 
-def _sample(draw: Draw, policy: Path, partial: Path) -> Iterator[pa.Table]:
-    """The rows of each prompt of a draw, in order.
+def _sample(draw: Draw, mine: np.ndarray, policy: Path, partial: Path) -> Iterator[pa.Table]:
+    """The rows of each prompt of a draw whose number is among `mine`, in order.
 
     Prompts are sampled from short to long, a chunk of them at a time, and each chunk goes to disk before the next
     begins. Chunks that are there already are not sampled again; without one to sample no engine is started.
@@ -110,13 +117,13 @@ def _sample(draw: Draw, policy: Path, partial: Path) -> Iterator[pa.Table]:
         folder = open_checkpoint(read_manifest(policy, "policy"), Path(scratch), model_only)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         stop_token = stop_token_of(folder)
-        lengths = _lengths(draw, tokenizer, folder)
+        lengths = _lengths(draw, mine, tokenizer, folder)
         order = np.argsort(lengths, kind="stable")
-        chunks = [order[i : i + section.prompts_together] for i in range(0, len(order), section.prompts_together)]
+        chunks = [mine[order][i : i + section.prompts_together] for i in range(0, len(order), section.prompts_together)]
         parts = Parts(partial, ROLLOUTS)
         missing = [number for number in range(len(chunks)) if number not in parts]
         if missing:
-            progress = Progress("responses", draw.prompts * section.samples)
+            progress = Progress("responses", len(mine) * section.samples)
             done = sum(len(chunk) for n, chunk in enumerate(chunks) if n not in missing) * section.samples
 
             def on_tokens(ended: int, sampled: int) -> None:
@@ -128,21 +135,19 @@ def _sample(draw: Draw, policy: Path, partial: Path) -> Iterator[pa.Table]:
             with open_engine(section, folder, stop_token, max_length) as engine:
                 for number in missing:
                     parts.add(number, _rows(draw, chunks[number], tokenizer, engine, on_tokens))
-    place = np.argsort(order)  # of each prompt among the sorted ones
-    for prompt in range(draw.prompts):
-        number, row = divmod(int(place[prompt]), section.prompts_together)
+    for place in np.argsort(order):  # of each prompt among the sorted ones
+        number, row = divmod(int(place), section.prompts_together)
         yield parts.rows(number, row * section.samples, section.samples)
 
 
-def _lengths(draw: Draw, tokenizer: Tokenizer, folder: Path) -> np.ndarray:
-    """Tokens of every prompt [P]; each leaves room for a response."""
-    found = np.zeros(draw.prompts, np.int32)
-    for first in range(0, draw.prompts, TOGETHER):
-        chosen = np.arange(first, min(first + TOGETHER, draw.prompts))
-        encoded = tokenizer.encode_batch(draw.column("prompt", chosen))
-        found[chosen] = [len(e.ids) for e in encoded]
+def _lengths(draw: Draw, mine: np.ndarray, tokenizer: Tokenizer, folder: Path) -> np.ndarray:
+    """Tokens of each of these prompts [P]; each leaves room for a response."""
+    found = np.zeros(len(mine), np.int32)
+    for first in range(0, len(mine), TOGETHER):
+        encoded = tokenizer.encode_batch(draw.column("prompt", mine[first : first + TOGETHER]))
+        found[first : first + TOGETHER] = [len(e.ids) for e in encoded]
     positions = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
-    _check_lengths(draw, found, int(positions))
+    _check_lengths(draw, mine, found, int(positions))
     return found
 
 
@@ -178,11 +183,11 @@ def stop_token_of(folder: Path) -> int:
     return int(eos)
 
 
-def _check_lengths(draw: Draw, lengths: np.ndarray, positions: int) -> None:
-    """Every prompt [P] must have tokens, and leave room for a response of max_new_tokens."""
+def _check_lengths(draw: Draw, mine: np.ndarray, lengths: np.ndarray, positions: int) -> None:
+    """Each of these prompts [P] must have tokens, and leave room for a response of max_new_tokens."""
     section = draw.section
     if not lengths.all():
-        (prompt_id,) = draw.column("prompt_id", np.flatnonzero(lengths == 0)[:1])
+        (prompt_id,) = draw.column("prompt_id", mine[lengths == 0][:1])
         raise UserError(f"prompt {prompt_id} has no token: the policy's tokenizer knows nothing of its text")
     if section.max_model_length > positions:
         raise UserError(
@@ -191,7 +196,7 @@ def _check_lengths(draw: Draw, lengths: np.ndarray, positions: int) -> None:
         )
     limit = section.max_model_length or positions
     if (too_long := np.flatnonzero(lengths + section.max_new_tokens > limit)).size:
-        (prompt_id,) = draw.column("prompt_id", too_long[:1])
+        (prompt_id,) = draw.column("prompt_id", mine[too_long[:1]])
         what = f"rollout.max_model_length {limit}" if section.max_model_length else f"the policy's {limit} positions"
         raise UserError(
             f"prompt {prompt_id} has {lengths[too_long[0]]} tokens; with rollout.max_new_tokens "

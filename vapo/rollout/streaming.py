@@ -73,7 +73,8 @@ def write_groups(path: Path, groups: Iterable[pa.Table]) -> dict[str, float]:
             batch.append(group)
             tokens += size
             facts.prompts += 1
-        write(facts.seen(pa.concat_tables(batch).combine_chunks()))
+        if batch:
+            write(facts.seen(pa.concat_tables(batch).combine_chunks()))
     return facts.summary()
 
 
@@ -99,11 +100,12 @@ class Facts:
         return batch
 
     def summary(self) -> dict[str, float]:
-        """The stage's metrics."""
+        """The stage's metrics; of no responses there are only counts."""
+        counts: dict[str, float] = {"prompts": self.prompts, "responses": self.responses, "tokens": self.tokens}
+        if not self.responses:
+            return counts
         return {
-            "prompts": self.prompts,
-            "responses": self.responses,
-            "tokens": self.tokens,
+            **counts,
             "length_mean": self.tokens / self.responses,
             "length_max": self.longest,
             "truncated_share": self.truncated / self.responses,

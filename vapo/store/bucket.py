@@ -7,8 +7,6 @@ import sys
 from vapo.errors import UserError
 from vapo.store.connection import connect
 
-TAKEN = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
-
 
 def make_bucket(uri: str) -> bool:
     """Make the bucket of a URI; False: it is there already.
@@ -16,18 +14,11 @@ def make_bucket(uri: str) -> bool:
     Raises:
         UserError: the URI is malformed, variables are not set, or the server refuses or does not answer.
     """
-    from minio.error import S3Error
-
     bucket = connect(uri)
     with bucket.told():
         if bucket.client.bucket_exists(bucket.name):
             return False
-        try:
-            bucket.client.make_bucket(bucket.name)
-        except S3Error as error:
-            if error.code not in TAKEN:  # somebody made it in between; whether we may write is the runs' question
-                raise
-            return False
+        bucket.client.make_bucket(bucket.name)
     return True
 
 

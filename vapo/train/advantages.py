@@ -90,7 +90,7 @@ def advantages(
 def _values(section: recipe.Advantages, critic: Path, data: Rollouts) -> np.ndarray:
     """V before each token: [N] float32."""
     progress = Progress("responses", len(data))
-    with Checkpoint(critic, "critic") as source:
+    with Checkpoint(critic, "critic", state=False) as source:
         check_fits(data, source)
         model = reader_of(Forward(load_critic(source.folder), "critic"), section.train)
     with memory_advice("advantages", section):

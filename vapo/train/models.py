@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vapo.errors import UserError
 from vapo.rl.logprobs import token_logprobs
-from vapo.store import Manifest, open_checkpoint, read_manifest, save_checkpoint
+from vapo.store import Manifest, model_only, open_checkpoint, read_manifest, save_checkpoint
 from vapo.train.batches import MicroBatch
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB of float32: 220 tokens of a vocabulary of 151,936, all tokens of a small one
@@ -53,15 +53,19 @@ class Forward(nn.Module):
 
 
 class Checkpoint:
-    """A checkpoint's files laid out in a temporary folder, for as long as the `with` block lasts."""
+    """A checkpoint's files laid out in a temporary folder, for as long as the `with` block lasts.
 
-    def __init__(self, manifest: Path, kind: str) -> None:
+    Who does not go on with its training has no use for the training state, which is six times the model: `state`.
+    """
+
+    def __init__(self, manifest: Path, kind: str, *, state: bool = True) -> None:
         self.manifest: Manifest = read_manifest(manifest, kind)
+        self._want = (lambda path: True) if state else model_only
         self._scratch = tempfile.TemporaryDirectory()
         self.folder = Path(self._scratch.name)
 
     def __enter__(self) -> Checkpoint:
-        open_checkpoint(self.manifest, self.folder)
+        open_checkpoint(self.manifest, self.folder, self._want)
         return self
 
     def __exit__(self, *exc: object) -> None:

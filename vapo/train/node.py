@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from vapo import recipe
 from vapo.errors import UserError, as_user_error
 from vapo.stage import STAGES
 from vapo.store.cache import FOLDER as CACHE
+from vapo.store.cache import LIMIT
 from vapo.train import launch
 from vapo.train.mailbox import Mailbox
 from vapo.train.trainjob import SECRETS
@@ -41,7 +43,9 @@ def main(store: str, job: str, ranks: int) -> int:
         threading.Thread(target=_leave_with_lease, args=(Path(os.environ[LEASE]),), daemon=True).start()
     signal.signal(signal.SIGTERM, _leave)
     with tempfile.TemporaryDirectory(prefix="vapo-node-") as scratch:
-        os.environ.setdefault(CACHE, str(Path(scratch) / "cache"))  # a checkpoint is fetched once, not by every rank
+        if CACHE not in os.environ:  # a checkpoint is fetched once, not by every rank, however large it is
+            os.environ[CACHE] = str(Path(scratch) / "cache")
+            os.environ.setdefault(LIMIT, str(shutil.disk_usage(scratch).free))
         mailbox = Mailbox(store, job)
         try:
             metrics, files = _work(mailbox, Path(scratch), ranks)

@@ -147,7 +147,7 @@ def _reference_logprobs(
 ) -> list[np.ndarray] | None:
     if section.kl_coef == 0:
         return None
-    with Checkpoint(reference, "policy") as source:
+    with Checkpoint(reference, "policy", state=False) as source:
         model = reader_of(Forward(load_policy(source.folder), "policy"), section.train)
         found = logprobs_of(model, data, parts, section.token_budget)
         model.close()

@@ -57,7 +57,7 @@ def value_pretraining(
     train, heldout = split_by_prompt(data, section.heldout_share, generator)
     with ExitStack() as stack:
         stack.enter_context(memory_advice("value_pretraining", section))
-        source = stack.enter_context(Checkpoint(policy, "policy"))
+        source = stack.enter_context(Checkpoint(policy, "policy", state=False))
         check_fits(data, source)
         learner = Learner("critic", source, section.train, seed=seed, new=True, **_settings(section))
         if section.init == "reward_model":

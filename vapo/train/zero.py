@@ -113,9 +113,13 @@ class ZeroEngine(Engine):
         self.steps = 0
 
     def close(self) -> None:
-        """See Reader."""
+        """See Reader. DeepSpeed's optimiser outlives its engine: hooks in C++ hold it, so its buffers are emptied."""
+        buffers = _tensors_in(vars(self.module.optimizer))
         self.module.destroy()
         self.adamw.state.clear()
+        for tensor in buffers:
+            if (storage := tensor.untyped_storage()).resizable():
+                storage.resize_(0)
         super().close()
 
     def _shards(self, *, everywhere: bool = False) -> Iterator[tuple[str, int, Any, slice]]:
@@ -137,6 +141,15 @@ class ZeroEngine(Engine):
                 (flat,) = self.adamw.param_groups[0]["params"]
                 own, master = (parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address)
                 yield name, own.start, flat, slice(master.start, master.start + master.numel)
+
+
+def _tensors_in(found: Any) -> list[Tensor]:
+    """Every tensor in a value made of dictionaries and sequences."""
+    if isinstance(found, dict):
+        found = list(found.values())
+    if isinstance(found, list | tuple):
+        return [tensor for part in found for tensor in _tensors_in(part)]
+    return [found] if isinstance(found, Tensor) else []
 
 
 def zero_reader(module: Forward, train: recipe.Train) -> Reader:

@@ -1,0 +1,1 @@
+"""Who starts the next run of a chain."""
