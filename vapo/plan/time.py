@@ -115,7 +115,7 @@ class _Estimate:
     """What the stages share: recipe, shape, machine."""
 
     def __init__(self, recipe: Recipe, shape: Shape, machine: Hardware, engines: int) -> None:
-        self.engines = engines or shards_of(recipe.rollout)
+        self.engines = engines or recipe.rollout.shards
         self.recipe, self.shape, self.machine, self.train = recipe, shape, machine, recipe.train
         self.gpus = recipe.train.ranks * recipe.train.nodes
         self.per_node = min(recipe.train.ranks, machine.node.gpus)
@@ -322,8 +322,3 @@ def state_read(state: float, ranks: int, nodes: int) -> tuple[float, float]:
     """Bytes of training state that (a node fetches, a rank opens): all of it, whichever rank wrote it."""
     del ranks, nodes
     return state, state
-
-
-def shards_of(section: Rollout) -> int:
-    """Engines that sample at the same time."""
-    return int(getattr(section, "shards", 0) or 1)
