@@ -13,7 +13,7 @@ COMPILE_VLLM := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev demo test check manifests bench clean
+.PHONY: help setup setup-dev demo test check manifests bench images clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ bench: setup-dev ## every measurement in benchmarks/
 		[ -f "$$file" ] || { echo "benchmarks/ holds no .py file" >&2; exit 1; }; \
 		echo "== $$file"; $(BIN)/python "$$file"; \
 	done
+
+images: setup ## container images of the stages: KIND=cpu, train or rollout; PUSH=REGISTRY/NAME publishes (docs/images.md)
+	@$(BIN)/python -m components.images.build --kind="$(KIND)" --push="$(PUSH)" --base="$(BASE)" --engine="$(ENGINE)"
 
 clean: ## remove .venv, caches and build leftovers; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist vapo.egg-info

@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kind", default="", help="cpu, train or rollout; empty: all of them")
     parser.add_argument("--push", default="", help="REGISTRY/NAME: publish as REGISTRY/NAME/vapo-KIND")
     parser.add_argument("--base", default="", help="the image to build on; empty: references.toml's")
+    parser.add_argument(
+        "--folder", type=Path, default=CONTEXTS, help="where the libraries are gathered; default: %(default)s"
+    )
     parser.add_argument("--engine", default="", help="docker or podman; empty: the first that answers")
     asked = parser.parse_args(arguments)
     try:
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         engine = find_engine(asked.engine)
         for kind in [asked.kind] if asked.kind else EXTRAS:
             base = asked.base or tomllib.loads(REFERENCES.read_text(encoding="utf-8"))["bases"][kind]
-            reference = build(kind, engine, base, gather(kind))
+            reference = build(kind, engine, base, gather(kind, asked.folder / kind))
             if asked.push:
                 reference = publish(kind, engine, reference, asked.push, base)
             print(f"{kind}: {reference}")
@@ -83,15 +86,14 @@ def find_engine(asked: str = "") -> str:
     )
 
 
-def gather(kind: str) -> Path:
-    """The folder that an image is built from: libraries at the locks' versions, the project's code, the Containerfile.
+def gather(kind: str, context: Path) -> Path:
+    """Fill the folder that an image is built from: libraries at the locks' versions, code, the Containerfile.
 
     pip takes packages from wherever it takes them on this machine.
 
     Raises:
         StageFailed: pip did not get them all.
     """
-    context = CONTEXTS / kind
     shutil.rmtree(context, ignore_errors=True)
     libraries, code, constraints = context / "libraries", context / "code", context / "constraints.txt"
     code.mkdir(parents=True)
@@ -107,8 +109,9 @@ def gather(kind: str) -> Path:
             else:
                 shutil.copyfile(ROOT / name, source / name)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
-        wanted = ["--no-build-isolation", "--constraint", str(constraints), f"{source}[{EXTRAS[kind]}]"]
-        run("gathering the libraries", [*pip, "--target", str(libraries), *wanted], DS_BUILD_OPS="0")
+        pip += ["--no-warn-conflicts", "--no-build-isolation", "--constraint", str(constraints)]
+        pip += ["--target", str(libraries), f"{source}[{EXTRAS[kind]}]"]
+        run("gathering the libraries", pip, DS_BUILD_OPS="0")
     for path in [libraries / name for name in PACKAGES] + list(libraries.glob("vapo-*.dist-info")):
         path.replace(code / path.name)
     shutil.rmtree(libraries / "bin", ignore_errors=True)  # programs that name this machine's Python

@@ -21,13 +21,13 @@ def doubled(number: int, result: dsl.OutputPath(int)) -> None:  # type: ignore[v
     """Twice a number; 7 is refused; 0 waits for a signal."""
     import sys
     import time
+    from pathlib import Path
 
     if number == 7:
         sys.exit(3)
     print("begun", flush=True)
     time.sleep(0 if number else 60)
-    with open(result, "w") as file:
-        file.write(str(2 * number))
+    Path(result).write_text(str(2 * number))
 
 
 def started(number: int, folder: Path) -> subprocess.Popen[str]:
