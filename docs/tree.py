@@ -16,7 +16,7 @@ OTHERS = {  # what has no docstring
     "LICENSE": "Apache-2.0",
     "Makefile": "demo, test, check, bench",
     "README.md": "this page",
-    "components/images/Containerfile": "every kind of image: libraries at the locks' versions, this project, bytecode",
+    "components/images/Containerfile": "what every kind of image is made of",
     "pyproject.toml": "package, extras per dependency set, and the tools' settings",
     "requirements.lock": "exact versions of what a laptop needs",
     "requirements-dev.lock": "and of the tools for tests and checks",

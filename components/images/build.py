@@ -172,36 +172,48 @@ def publish(kind: str, engine: str, name: str, where: str, base: str) -> str:
     repository = f"{where.rstrip('/')}/vapo-{kind}"
     target = f"{repository}:{__version__}"
     run(f"tagging {target}", [engine, "tag", name, target])
-    digest = push(engine, target, repository)
-    based = "" if "@" in base else next(iter(repo_digests(engine, base)), "")  # none where the base was made here
+    digest = push(engine, target)
+    based = digest_of(engine, base)  # none where the base was made here
     text = REFERENCES.read_text(encoding="utf-8")
-    for table, reference in (("images", f"{repository}@{digest}"), ("bases", based)):
-        text = named(text, table, kind, reference) if reference else text
+    text = named(text, "images", kind, f"{repository}@{digest}")
+    if based:
+        text = named(text, "bases", kind, f"{repository_of(base)}@{based}")
     beside = REFERENCES.with_suffix(".new")
     beside.write_text(text, encoding="utf-8")
     beside.replace(REFERENCES)
     return f"{repository}@{digest}"
 
 
-def push(engine: str, target: str, repository: str) -> str:
+def push(engine: str, target: str) -> str:
     """Push a name to its registry; returns the digest that it has there."""
     if engine == "podman":  # it keeps layers uncompressed: its own digest of the image is another one
         with tempfile.TemporaryDirectory() as scratch:
             run(f"pushing {target}", [engine, "push", "--digestfile", f"{scratch}/digest", target])
             return Path(scratch, "digest").read_text(encoding="utf-8").strip()
     run(f"pushing {target}", [engine, "push", target])
-    found = [name for name in repo_digests(engine, target) if name.startswith(f"{repository}@")]
-    if not found:
+    digest = digest_of(engine, target)
+    if not digest:
         raise StageFailed(f"{engine} pushed {target} but knows no digest of it: {REFERENCES.name} stays as it is")
-    return found[0].partition("@")[2]
+    return digest
 
 
-def repo_digests(engine: str, image: str) -> list[str]:
-    """The references by digest that an engine knows of an image."""
-    answer = subprocess.run(
-        [engine, "image", "inspect", "--format", "{{json .RepoDigests}}", image], capture_output=True, text=True
-    )
-    return (json.loads(answer.stdout) or []) if answer.returncode == 0 else []
+def digest_of(engine: str, image: str) -> str:
+    """The digest that an image has in its registry, as the engine knows it; empty if it came from none."""
+    inspect = [engine, "image", "inspect", "--format", "{{json .RepoDigests}}", image]
+    answer = subprocess.run(inspect, capture_output=True, text=True)
+    found = (json.loads(answer.stdout) or []) if answer.returncode == 0 else []
+    return next((d.partition("@")[2] for d in found if short(repository_of(d)) == short(repository_of(image))), "")
+
+
+def repository_of(reference: str) -> str:
+    """A reference without its digest and tag: "host:5000/team/name:1@sha256:9f" is of "host:5000/team/name"."""
+    path, slash, name = reference.partition("@")[0].rpartition("/")
+    return path + slash + name.partition(":")[0]
+
+
+def short(repository: str) -> str:
+    """As Docker says it: "docker.io/library/python" is "python"."""
+    return repository.removeprefix("docker.io/").removeprefix("library/")
 
 
 def named(text: str, table: str, kind: str, reference: str) -> str:
