@@ -17,6 +17,7 @@ OTHERS = {  # what has no docstring
     "Makefile": "demo, test, check, bench",
     "README.md": "this page",
     "components/images/Containerfile": "what every kind of image is made of",
+    "docs/record.schema.json": "the JSON schema of a record",
     "pyproject.toml": "package, extras per dependency set, and the tools' settings",
     "requirements.lock": "exact versions of what a laptop needs",
     "requirements-dev.lock": "and of the tools for tests and checks",
