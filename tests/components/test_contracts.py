@@ -24,7 +24,7 @@ from vapo.stage import METRICS, STAGES
 
 FOLDERS = sorted(path.parent for path in (ROOT / "components").glob("*/component.py"))
 PLAIN = [folder.name for folder in FOLDERS]
-FILES = sorted((ROOT / "components").glob("*/*.py"))
+FILES = sorted(path for folder in FOLDERS for path in folder.glob("*.py"))  # images/ is no stage
 VARIANTS = [f"{path.parent.name}/{path.stem}" for path in FILES if path.stem not in ("component", "__init__")]
 NAMES = PLAIN + VARIANTS
 PYTHON = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
