@@ -41,9 +41,9 @@ def what_happens(workdir: Path, *settings: str) -> tuple[set[str], str]:
 
 @pytest.mark.slow
 def test_tables_have_the_bytes_that_are_planned(planned: Path) -> None:
-    (folder,) = (planned / ".vapo" / "artifacts").glob("*/iteration--advantages")
+    (folder,) = (planned / ".vapo" / "artifacts").glob("*/block--iteration--advantages")
     record = records(planned)[folder]
-    rollouts = records(planned)[folder.parent / "iteration--rollout"]
+    rollouts = records(planned)[folder.parent / "block--iteration--rollout"]
     rows = record["outputs"]["experience"]["rows"]
     predicted = tables(rows, Lengths(20, rollouts["metrics"]["length_mean"], 60), 4)
     written = {name: record["inputs"][name]["bytes"] for name in ("rollouts", "rewards")}
@@ -55,7 +55,7 @@ def test_tables_have_the_bytes_that_are_planned(planned: Path) -> None:
 # In this order: a later one finds what the earlier ones left.
 CHANGES = {
     "": {},
-    "ppo_update.clip_high=0.24": {"iteration--ppo-update": "[ppo_update] clip_high 0.28 -> 0.24"},
+    "ppo_update.clip_high=0.24": {"block--iteration--ppo-update": "[ppo_update] clip_high 0.28 -> 0.24"},
     "evaluation.temperature=0.5": {
         "evaluation--rollout": "[rollout] temperature 1.0 -> 0.5",
         "evaluation--evaluation": "[evaluation] temperature 1.0 -> 0.5",
@@ -63,12 +63,12 @@ CHANGES = {
     },
     "report.title=Another": {"report": "[report] title VAPO -> Another"},
     "iterations=2": {
-        "iteration-2--rollout": "not done yet",
+        "block--iteration-2--rollout": "not done yet",
         "report": "recipe.iterations 1 -> 2",
     },
     "seed=1": {
         "problems": "seed 0 -> 1",
-        "iteration--verification": "input prompts: problems is made anew",
+        "block--iteration--verification": "input prompts: problems is made anew",
     },
 }
 
@@ -139,11 +139,13 @@ def test_tasks_come_after_their_inputs_and_pods_are_counted(iterations: int) -> 
     found = tasks_on_cluster(recipe)
     for number, task in enumerate(found.tasks):
         assert all(maker < number for makers in task.makers.values() for maker in makers)
-    # A driver and a pod for each task, a driver for each sub-DAG and the root: one for each "/" that tasks show.
-    dags = {task.shown.rpartition(" / ")[0] for task in found.tasks}
+    # A driver and a pod for each task, a driver for each sub-DAG and the root: one for each folder that tasks show.
+    places = [task.shown.split(" / ")[:-1] for task in found.tasks]
+    dags = {tuple(place[:depth]) for place in places for depth in range(len(place) + 1)}
     assert found.pods == 2 * len(found.tasks) + len(dags)
     updates = [task for task in found.tasks if task.stage == "ppo_update"]
-    assert [task.parameters["iteration"] for task in updates] == list(range(1, iterations + 1))
+    numbers = [task.parameters["block_start"] + task.parameters["offset"] for task in updates]
+    assert numbers == list(range(1, iterations + 1))
     assert updates[0].section == recipe.for_stage("ppo_update").model_dump(mode="json")
 
 

@@ -197,6 +197,8 @@ def resolved(ir: str, given: dict[str, str] | None = None) -> Iterator[tuple[tup
         for name, task in component["dag"]["tasks"].items():
             inputs = {k: value_of(v, values) for k, v in task.get("inputs", {}).get("parameters", {}).items()}
             below = document["components"][task["componentRef"]["name"]]
+            if loop := task.get("parameterIterator"):
+                inputs[loop["itemInput"]] = json.loads(loop["items"]["raw"])[0]
             if "dag" in below:
                 assert set(inputs) <= set(below.get("inputDefinitions", {}).get("parameters", {}))
                 yield from walk(below, inputs, (*path, name))
@@ -229,7 +231,8 @@ def test_every_task_gets_what_its_stage_asks_for(name: str, fixed: bool) -> None
         assert environment["VAPO_IMAGE"] == container["image"]
         assert (environment.get("VAPO_PARTIAL") == f"{CACHE}/partial") == bool(asked.cache_volume)
     assert seen == {"problems", "base_model", "rollout", "verification", "advantages", "ppo_update", "evaluation",
-                    "history", "report"} | ({"value_pretraining"} if found.has_critic else set())  # fmt: skip
+                    "history", "report", *(["value_pretraining"] if found.has_critic else []),
+                    *(["concatenation"] if found.rollout.shards > 1 else [])}  # fmt: skip
 
 
 def test_launchers_of_training_jobs_ask_for_no_accelerator() -> None:
@@ -243,7 +246,7 @@ def test_launchers_of_training_jobs_ask_for_no_accelerator() -> None:
 
 
 def test_what_is_given_at_submission_reaches_its_stage_and_no_other() -> None:
-    found = load_recipe("qwen2.5_32b_aime", ["iterations=2", "resources.report.image=own:1"])
+    found = load_recipe("qwen2.5_32b_aime", ["iterations=2", "runtime.fixed=false", "resources.report.image=own:1"])
     ir = compile_pipeline(found, share=True)
     given = {"rollout_memory": "640Gi", "train_image": "new:2", "every_cpu": "12", "report_image": "own:2"}
     before = {path: container for path, _, container in resolved(ir)}
