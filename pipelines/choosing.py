@@ -11,6 +11,8 @@ TRAINING = "training"
 def chosen(tasks: Sequence[Node], stage: str, iteration: int | None, purpose: str = "") -> list[Node]:
     """The executions of a stage, say of iteration 3: several where prompts were drawn more than once, or in shards.
 
+    A concatenation takes its shards along: what it reads is a list, which only a loop makes.
+
     Args:
         tasks: of a run.
         iteration: None: the stage ran in one only.
@@ -37,7 +39,14 @@ def chosen(tasks: Sequence[Node], stage: str, iteration: int | None, purpose: st
     iterations = {when[node.digest] for node in found}
     if len(iterations) > 1:
         raise UserError(f"--stage {stage}: it ran in {listed(iterations)}: say which with --iteration")
-    return found
+    wanted_digests = {digest for node in found for digest in (*shards_of(node), node.digest)}
+    return [node for node in tasks if node.digest in wanted_digests]
+
+
+def shards_of(node: Node) -> list[str]:
+    """The records of the rollouts that a concatenation put together, in order; of another stage none."""
+    inputs = node.record.inputs
+    return [inputs[f"parts_{number}"].record for number in range(sum(name.startswith("parts_") for name in inputs))]
 
 
 def following(tasks: Sequence[Node], first: Iterable[Node]) -> list[Node]:
@@ -62,7 +71,7 @@ def iterations_of(tasks: Iterable[Node]) -> dict[str, int]:
         own = node.record.iteration
         if node.record.purpose != "evaluation":
             return own
-        return max([own, *(maker.record.iteration for maker in makers if maker)])
+        return max([own, *(iteration_of(maker) for maker in makers if maker)])  # a concatenation's are its shards
 
     return {digest: iteration_of(node) for digest, node in by_digest.items()}
 

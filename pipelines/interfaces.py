@@ -40,7 +40,6 @@ def component_of(node: Node) -> BaseComponent:
         UserError: there is none: the record was left by another version of vapo.
     """
     record = node.record
-    listed = {name.rpartition("_")[0] for name in record.inputs if name.rpartition("_")[2].isdecimal()}
     for component in variants().get(record.stage, ()):
         spec = component.component_spec
         taken = {name: given for name, given in (spec.inputs or {}).items() if is_artifact(given)}
@@ -48,11 +47,6 @@ def component_of(node: Node) -> BaseComponent:
         made = {name for name, given in (spec.outputs or {}).items() if is_artifact(given)}
         if needed <= record.inputs.keys() <= taken.keys() and record.outputs.keys() == made:
             return component
-        if listed & taken.keys():
-            raise UserError(
-                f"{node.name} takes a list ({', '.join(sorted(listed))}), which only a loop makes: do it again by "
-                "'vapo run' with the settings, where the cache serves what stays the same"
-            )
     raise UserError(
         f"{node.name} took {sorted(record.inputs)} and made {sorted(record.outputs)} with vapo {record.vapo}, which no "
         f"component of this version does: take that version"

@@ -8,7 +8,9 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+from pipelines.choosing import shards_of
 from pipelines.interfaces import artifact_class, component_of, parameters_for
+from pipelines.sampling import shared
 from pipelines.signature import pipeline_of
 from vapo.errors import UserError
 from vapo.lineage.graph import Node
@@ -53,7 +55,7 @@ class Redoing:
     """A pipeline, what each of its tasks repeats, and the artifacts that it imports."""
 
     pipeline: BaseComponent
-    tasks: dict[str, Again]  # by the task's name in the pipeline
+    tasks: dict[str, Again]  # by the task's name in the pipeline, but for shards: their concatenation's record says
     given: tuple[Given, ...]
 
 
@@ -69,18 +71,30 @@ def redoing(
     """The pipeline of these executions.
 
     An importer carries the digests of what it brings, so that every stage verifies what it reads, and the records of
-    the new tasks lead to those of the old ones.
+    the new tasks lead to those of the old ones. A concatenation comes after a loop that samples its shards.
 
     Args:
         name: of the pipeline: a cluster's cache is per name.
-        again: what was made first first.
+        again: what was made first first; with a concatenation its shards.
         nodes: all records there are.
         place_of: where an artifact lies now: the default of the parameter of its importer.
-        linked: a task takes what the tasks before it make; False: every task takes what was recorded.
+        linked: a task takes what the tasks before it make; False: every task but a concatenation takes what was
+            recorded.
         anew: digests of records whose tasks no cache may serve.
+
+    Raises:
+        UserError: a record of a shard, or the component that made something, is gone.
     """
-    inside = {task.node.digest for task in again} if linked else set()
+    looped = {digest for task in again for digest in shards_of(task.node)}
+    inside = {task.node.digest for task in again} if linked else looped
     by_digest = {node.digest: node for node in nodes}
+    repeated = {task.node.digest: task for task in again}
+    for task in again:
+        if not repeated.keys() >= set(shards_of(task.node)):
+            raise UserError(
+                f"{task.node.name}: the record of one of its shards is gone: do it again by 'vapo run' or "
+                "'vapo submit', where the cache serves what stays the same"
+            )
     given: dict[str, Given] = {}
     for task in again:
         for label, source in task.node.record.inputs.items():
@@ -93,9 +107,13 @@ def redoing(
         made: dict[str, Any] = {}  # by record: the new task in its place
         brought: dict[str, Any] = {}  # by parameter: the importer
         for task in again:
-            component = component_of(task.node)
+            if task.node.digest in looped:
+                continue
+            shards = [repeated[digest] for digest in shards_of(task.node)]
+            first = shards[0] if shards else task  # shards differ in their number alone
+            component = component_of(first.node)
             inputs = {}
-            for label, source in task.node.record.inputs.items():
+            for label, source in first.node.record.inputs.items():
                 maker = by_digest.get(source.record)
                 if maker and source.record in inside:
                     inputs[label] = made[source.record].outputs[_output(maker, source)]
@@ -106,10 +124,16 @@ def redoing(
                     kind = artifact_class(component, label)
                     brought[parameter] = dsl.importer(where[parameter], kind, metadata=facts)
                 inputs[label] = brought[parameter].output
-            values = {**task.parameters, "section": json.dumps(task.section, separators=(",", ":"))}
+            values = {**first.parameters, "section": json.dumps(first.section, separators=(",", ":"))}
             if "store" in values:
                 values["store"] = where["store"]
-            done = component(**parameters_for(component, values), **inputs)
+            values = parameters_for(component, values)
+            if shards:
+                common = {name: value for name, value in values.items() if name not in ("shard", "shards")}
+                part, done = shared(len(shards), **common, **inputs)
+                part.set_caching_options(enable_caching=first.node.digest not in anew)
+            else:
+                done = component(**values, **inputs)
             done.set_caching_options(enable_caching=task.node.digest not in anew)
             made[task.node.digest] = done
             tasks[done.name] = task

@@ -1,14 +1,14 @@
 """Run a stage of a run again from its recorded inputs, and all that follows if asked; the run stays as it is."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.choosing import chosen, following
+from pipelines.choosing import chosen, following, shards_of
 from pipelines.ledger import tasks_of
 from pipelines.local import check, execute, show, summary
 from pipelines.redoing import Again, Given, redoing
@@ -94,17 +94,17 @@ def _execute(
             marks = {MARK: folder.name}
             _, watch = execute(recipe, lambda _: built.pipeline, folder, workdir, store, console, warm, marks)
             tasks = tasks_of(workdir, folder, read_nodes(workdir.artifacts))
-            made = {node.folder.name: node for node in tasks if node.folder}
+            pairs = list(_pairs(built.tasks, tasks, nodes))
             outputs = [
                 {
-                    "task": task.node.name,
+                    "task": old.name,
                     "output": output,
-                    "result": likeness(task.node.path_of(output), made[place].path_of(output)),
+                    "result": likeness(old.path_of(output), new.path_of(output)),
                 }
-                for place, task in built.tasks.items()
-                for output in sorted(task.node.record.outputs)
+                for old, new in pairs
+                for output in sorted(old.record.outputs)
             ]
-            page = next((node.path_of("page") for node in made.values() if "page" in node.record.outputs), None)
+            page = next((node.path_of("page") for node in tasks if "page" in node.record.outputs), None)
             if page:
                 show(page, folder)
             _write(folder, {**facts, "given": given, "outputs": outputs})
@@ -158,6 +158,16 @@ def check_given(given: Iterable[Given]) -> None:
 def place_of(given: Given) -> Path:
     """Where an artifact lies now: beside its maker's record, wherever that was moved."""
     return given.maker.path_of(given.output) if given.maker else Path(given.uri)
+
+
+def _pairs(again: Mapping[str, Again], tasks: Sequence[Node], nodes: Sequence[Node]) -> Iterator[tuple[Node, Node]]:
+    """What was repeated, and the task in its place: found by its folder, a shard by its concatenation."""
+    by_digest = {node.digest: node for node in (*nodes, *tasks)}
+    made = {node.folder.name: node for node in tasks if node.folder}
+    for place, task in again.items():
+        for old, new in zip(shards_of(task.node), shards_of(made[place]), strict=True):
+            yield by_digest[old], by_digest[new]
+        yield task.node, made[place]
 
 
 def _write(folder: Path, facts: dict[str, Any]) -> None:

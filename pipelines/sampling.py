@@ -31,13 +31,21 @@ def sampled(
     before = {name: table for name, table in before.items() if table is not None}
     if shards == 1:
         return rollout(**when, **before, **given).outputs
+    _, whole = shared(shards, **when, **before, **given)
+    return whole.outputs
+
+
+def shared(shards: int, **given: Any) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
+    """The task that samples a shard, in a loop over all of them, and the one that puts their rows together.
+
+    Args:
+        given: what the component `rollout` takes besides.
+    """
     with dsl.ParallelFor(list(range(shards))) as shard:
-        part = rollout(**when, **before, **given, shard=shard, shards=shards)
-    before.pop("previous_rewards", None)
+        part = rollout(**given, shard=shard, shards=shards)
     whole = concatenation(
-        **when,
-        **before,
+        **{name: value for name, value in given.items() if name in concatenation.component_spec.inputs},
         parts=dsl.Collected(part.outputs["rollouts"]),
         metrics_of_parts=dsl.Collected(part.outputs["metrics"]),
     )
-    return whole.outputs
+    return part, whole

@@ -35,6 +35,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return Undisturbed(workdir, done)
 
 
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The same, with every rollout in two shards."""
+    workdir = tmp_path_factory.mktemp("sharded")
+    done = vapo("run", *TINY, "--set", "rollout.shards=2", "--workdir", workdir)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return Undisturbed(workdir, done)
+
+
 @dataclass
 class Interruption:
     """How a run ended that somebody interrupted, and which of its processes were there five seconds later."""

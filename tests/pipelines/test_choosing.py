@@ -51,9 +51,13 @@ MEASURED = node("evaluation", 1, AFTER)
 RUN = [BASE, BEFORE, PRETRAINING, *ROLLOUTS, CREDIT, UPDATE, AFTER, MEASURED]
 
 
+WHOLE = node("concatenation", 0, AFTER, purpose="evaluation")
+
+
 def test_rollouts_of_an_evaluation_have_the_iteration_of_their_policy() -> None:
-    found = iterations_of(RUN)
+    found = iterations_of([WHOLE, *RUN])
     assert (found[BEFORE.digest], found[AFTER.digest], found[PRETRAINING.digest]) == (0, 1, 0)
+    assert found[WHOLE.digest] == 1  # its shards are of that
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from kfp.components import load_component_from_text
 
 from pipelines.recompiling import recompiled, tasks_in
 from tests.pipelines.conftest import Undisturbed
+from tests.pipelines.kfp_server import KfpServer
 from tests.running import assert_refused, folder_of, vapo
 from vapo.errors import UserError
 from vapo.lineage.record import as_text, digest_of
@@ -23,11 +24,15 @@ RUN = "5f1c2d3e-0000-4000-8000-000000000001"
 
 @pytest.fixture(scope="module")
 def bucket(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store with the undisturbed run's records as a cluster would have left them: every URI is in a bucket."""
-    store = str(tmp_path_factory.mktemp("records"))
+    return as_left_by_a_cluster(undisturbed.workdir, tmp_path_factory.mktemp("records"))
+
+
+def as_left_by_a_cluster(workdir: Path, folder: Path) -> str:
+    """A store in a folder with the records of the run in a working directory: every URI in them is in a bucket."""
+    store = str(folder)
     records, new = Records(store), {"": ""}
-    found = Records(str(undisturbed.workdir / ".vapo"))
-    page = next(p for p in (undisturbed.workdir / ".vapo" / "artifacts").glob("*/report/record.json"))
+    found = Records(str(workdir / ".vapo"))
+    page = next(p for p in (workdir / ".vapo" / "artifacts").glob("*/report/record.json"))
     own = found.led_to(found.get([digest_of(page.read_text())]))
     for digest, record in sorted(own.items(), key=lambda item: item[1].ended):
 
@@ -107,6 +112,25 @@ def test_the_command_writes_it(bucket: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert load_component_from_text(file.read_text()).name == "vapo-tiny"
     assert_refused(vapo("rerun", "nobody", "--stage", "report", "--store", bucket, "--compile", file), "nobody", RUN)
+
+
+def test_it_is_submitted_as_a_version_of_the_pipeline(bucket: str, kfp: KfpServer) -> None:
+    done = vapo("rerun", RUN, "--stage", "advantages", "--store", bucket, "--host", kfp.url)
+    assert done.returncode == 0, done.stderr
+    (pipeline,), (version,), (run,) = kfp.pipelines.values(), kfp.versions.values(), kfp.runs.values()
+    assert pipeline["name"] == "vapo-tiny"
+    names = ("pipeline_id", "pipeline_version_id")
+    assert run["pipeline_version_reference"] == {name: version[name] for name in names}
+    assert run["run_id"] in done.stdout
+    asked = version["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+    parameters = {name: given["defaultValue"] for name, given in asked.items()}
+    parameters |= run["runtime_config"].get("parameters", {})
+    recorded = next(node.record for node in tasks_in(bucket, RUN)[0] if node.record.stage == "advantages")
+    uris = {value for value in parameters.values() if "://" in str(value)}
+    assert uris == {"s3://bucket/root", *(source.uri for source in recorded.inputs.values())}
+    # Another rerun is another version of the same pipeline, since the cluster's cache is per pipeline.
+    assert vapo("rerun", RUN, "--stage", "report", "--store", bucket, "--host", kfp.url).returncode == 0
+    assert (len(kfp.pipelines), len(kfp.versions), len(kfp.runs)) == (1, 2, 2)
 
 
 def test_what_no_pod_can_read_is_refused(undisturbed: Undisturbed) -> None:

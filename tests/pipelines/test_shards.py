@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.compiling import compile_pipeline, stages_of
 from tests.pipelines.conftest import Undisturbed
-from tests.running import TINY, executed, folder_of, records, sha256, vapo
+from tests.running import TINY, executed, records, sha256, vapo
 from vapo.errors import UserError
 from vapo.lineage.record import FILE
 from vapo.recipe import load_recipe
@@ -29,28 +29,26 @@ def files_of(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_two_shards_train_the_same_models(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    done = vapo("run", *TINY, "--set", "rollout.shards=2", "--workdir", tmp_path)
-    assert done.returncode == 0, done.stderr
-    counts = executed(folder_of(done.stdout))
+def test_two_shards_train_the_same_models(undisturbed: Undisturbed, sharded: Undisturbed) -> None:
+    counts = executed(sharded.folder)
     assert (counts["rollout"], counts["concatenation"], counts["verification"]) == (8, 4, 4)
-    ((one,), (two,)) = (of_stage(workdir, "ppo_update") for workdir in (undisturbed.workdir, tmp_path))
+    ((one,), (two,)) = (of_stage(workdir, "ppo_update") for workdir in (undisturbed.workdir, sharded.workdir))
     for name in ("new_policy", "new_critic"):
         assert files_of(one["outputs"][name]) == files_of(two["outputs"][name])
-    wholes = of_stage(tmp_path, "concatenation")
+    wholes = of_stage(sharded.workdir, "concatenation")
     for whole, single in zip(wholes, of_stage(undisturbed.workdir, "rollout"), strict=True):
         assert whole["parameters"]["purpose"] == single["parameters"]["purpose"]
         found = {name: value for name, value in whole["metrics"].items() if name not in NOT_THE_WHOLES}
         assert found == pytest.approx(single["metrics"], rel=1e-5)
     # A concatenation names the records of its shards, and lineage leads through it.
-    shards = {sha256(folder / FILE) for folder, r in records(tmp_path).items() if r["stage"] == "rollout"}
+    shards = {sha256(folder / FILE) for folder, r in records(sharded.workdir).items() if r["stage"] == "rollout"}
     named = {source["record"] for whole in wholes for source in whole["inputs"].values()}
     assert named == shards
     assert len(shards) == 8
-    verified = vapo("lineage", folder_of(done.stdout).name, "--verify", "--workdir", tmp_path)
+    verified = vapo("lineage", sharded.folder.name, "--verify", "--workdir", sharded.workdir)
     assert (verified.returncode, "all as recorded" in verified.stdout) == (0, True)
     # A second run is served from the cache.
-    again = vapo("run", *TINY, "--set", "rollout.shards=2", "--workdir", tmp_path)
+    again = vapo("run", *TINY, "--set", "rollout.shards=2", "--workdir", sharded.workdir)
     assert "0 tasks executed" in again.stdout
 
 

@@ -26,10 +26,12 @@ class Node:
 
     @property
     def name(self) -> str:
-        """As a person says it: "rollout (evaluation) of iteration 3"."""
+        """As a person says it: "rollout (evaluation) of iteration 3, shard 2 of 4"."""
         purpose = f" ({self.record.purpose})" if self.record.purpose not in ("", "training") else ""
         when = f" of iteration {self.record.iteration}" if "iteration" in self.record.parameters else ""
-        return f"{self.record.stage}{purpose}{when}"
+        given: Mapping[str, Any] = self.record.parameters
+        shard = f", shard {given['shard'] + 1} of {given['shards']}" if given.get("shards", 1) > 1 else ""
+        return f"{self.record.stage}{purpose}{when}{shard}"
 
     def path_of(self, output: str) -> Path:
         """Where an output lies on this machine: beside its record, wherever that was moved."""
