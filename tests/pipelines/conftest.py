@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from tests.running import TINY, children, folder_of, kill, running, vapo
 
 @dataclass
 class Undisturbed:
-    """The tiny recipe, run once to its end."""
+    """The tiny recipe, run once to its end; some tests run on in `workdir`, `pristine` is a copy that nobody touches."""
 
     workdir: Path
     done: subprocess.CompletedProcess[str]
+    pristine: Path = Path()
 
     @property
     def folder(self) -> Path:
@@ -29,19 +31,21 @@ class Undisturbed:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    workdir = tmp_path_factory.mktemp("undisturbed")
-    done = vapo("run", *TINY, "--workdir", workdir)
-    assert done.returncode == 0, (done.stdout, done.stderr)
-    return Undisturbed(workdir, done)
+    return _undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture(scope="session")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """The same, with every rollout in two shards."""
-    workdir = tmp_path_factory.mktemp("sharded")
-    done = vapo("run", *TINY, "--set", "rollout.shards=2", "--workdir", workdir)
+    return _undisturbed(tmp_path_factory.mktemp("sharded"), "--set", "rollout.shards=2")
+
+
+def _undisturbed(folder: Path, *settings: str) -> Undisturbed:
+    workdir, pristine = folder / "runs", folder / "pristine"
+    done = vapo("run", *TINY, *settings, "--workdir", workdir)
     assert done.returncode == 0, (done.stdout, done.stderr)
-    return Undisturbed(workdir, done)
+    shutil.copytree(workdir, pristine)
+    return Undisturbed(workdir, done, pristine)
 
 
 @dataclass

@@ -137,8 +137,8 @@ def test_what_a_cluster_gets_makes_what_a_run_here_makes(undisturbed: Undisturbe
     assert len(parse(ir)["components"]) < 0.6 * len(parse(compile_pipeline(recipe, local_image()))["components"])
     outputs = execute(ir, tmp_path, apart=True, cache=False)
     assert Path(outputs["page"].path).stat().st_size > 100_000
-    assert products(tmp_path) == products(undisturbed.workdir)
-    assert len(records(tmp_path)) == len(records(undisturbed.workdir)) == sum(stages_of(ir).values())
+    assert products(tmp_path) == products(undisturbed.pristine)
+    assert len(records(tmp_path)) == len(records(undisturbed.pristine)) == sum(stages_of(ir).values())
 
 
 @dsl.component(base_image="python", install_kfp_package=False)

@@ -32,11 +32,11 @@ def files_of(manifest: dict[str, Any]) -> dict[str, str]:
 def test_two_shards_train_the_same_models(undisturbed: Undisturbed, sharded: Undisturbed) -> None:
     counts = executed(sharded.folder)
     assert (counts["rollout"], counts["concatenation"], counts["verification"]) == (8, 4, 4)
-    ((one,), (two,)) = (of_stage(workdir, "ppo_update") for workdir in (undisturbed.workdir, sharded.workdir))
+    ((one,), (two,)) = (of_stage(workdir, "ppo_update") for workdir in (undisturbed.pristine, sharded.workdir))
     for name in ("new_policy", "new_critic"):
         assert files_of(one["outputs"][name]) == files_of(two["outputs"][name])
     wholes = of_stage(sharded.workdir, "concatenation")
-    for whole, single in zip(wholes, of_stage(undisturbed.workdir, "rollout"), strict=True):
+    for whole, single in zip(wholes, of_stage(undisturbed.pristine, "rollout"), strict=True):
         assert whole["parameters"]["purpose"] == single["parameters"]["purpose"]
         found = {name: value for name, value in whole["metrics"].items() if name not in NOT_THE_WHOLES}
         assert found == pytest.approx(single["metrics"], rel=1e-5)
