@@ -18,7 +18,7 @@ from tests.running import TINY, children, folder_of, kill, running, vapo
 
 @dataclass
 class Undisturbed:
-    """The tiny recipe, run once to its end; some tests run on in `workdir`, `pristine` is a copy that nobody touches."""
+    """The tiny recipe, run once to its end; some tests run on in `workdir`, and nobody touches `pristine`, a copy."""
 
     workdir: Path
     done: subprocess.CompletedProcess[str]

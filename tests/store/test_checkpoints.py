@@ -35,7 +35,7 @@ def save(root: Path, name: str = "policy", files: dict[str, bytes] = FILES, stor
 
 
 def objects(root: Path) -> dict[str, Path]:
-    return {p.name: p for p in (root / "store").rglob("*") if p.is_file()}
+    return {p.name: p for p in (root / "store" / "objects").rglob("*") if p.is_file()}
 
 
 def test_round_trip(tmp_path: Path) -> None:

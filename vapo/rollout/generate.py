@@ -119,7 +119,8 @@ def _sample(draw: Draw, mine: np.ndarray, policy: Path, partial: Path) -> Iterat
         stop_token = stop_token_of(folder)
         lengths = _lengths(draw, mine, tokenizer, folder)
         order = np.argsort(lengths, kind="stable")
-        chunks = [mine[order][i : i + section.prompts_together] for i in range(0, len(order), section.prompts_together)]
+        ordered = mine[order]
+        chunks = [ordered[i : i + section.prompts_together] for i in range(0, len(ordered), section.prompts_together)]
         parts = Parts(partial, ROLLOUTS)
         missing = [number for number in range(len(chunks)) if number not in parts]
         if missing:

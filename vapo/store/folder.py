@@ -32,7 +32,8 @@ class FolderStore:
         with self._held(fcntl.LOCK_SH):  # what is found here must not be removed before it is marked as wanted
             if self.size(entry) == entry.bytes:
                 found = self._path(entry)
-                os.utime(found, (time.time(), found.stat().st_mtime))  # the time of change may be in a cache's key
+                # Its time of change stays, to the nanosecond: it may be in a cache's key.
+                os.utime(found, ns=(time.time_ns(), found.stat().st_mtime_ns))
                 return False
         with atomic_path(self._path(entry)) as beside:
             shutil.copyfile(path, beside)
