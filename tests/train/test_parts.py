@@ -10,13 +10,16 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vapo.partial import PLACE
 from vapo.recipe import Advantages, BaseModelSection, PpoUpdate, Train, ValuePretraining
 from vapo.schemas import EXAMPLES
+from vapo.stage import Job, execute
 from vapo.tables import write_table
 from vapo.train import parts, ranks
 from vapo.train.advantages import advantages
@@ -239,3 +242,72 @@ def test_killed_while_it_writes_it_goes_on_from_the_part_before(
 @pytest.mark.parametrize(("stage", "number"), [("value_pretraining", 5), ("ppo_update", 2), ("ppo_update", 6)])
 def test_on_two_ranks(world: World, stage: str, number: int, capfd: pytest.CaptureFixture[str]) -> None:
     check(world, stage, number, capfd, count=2)
+
+
+@pytest.mark.parametrize(("stage", "number"), [("value_pretraining", 2), ("ppo_update", 6)])
+def test_with_adapters(world: World, stage: str, number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Their base is not in the part: it lies where it came from."""
+    pytest.importorskip("peft")
+    check(world, stage, number, capfd, lora_rank=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "number", "train"),
+    [
+        ("value_pretraining", 5, {"zero_stage": 3, "dtype": "bf16"}),
+        ("ppo_update", 6, {"zero_stage": 2}),
+    ],
+)
+def test_with_deepspeed_on_two_ranks(
+    world: World, stage: str, number: int, train: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is gone on from are the float32 masters, each rank's own."""
+    pytest.importorskip("deepspeed")
+    check(world, stage, number, capfd, count=2, engine="deepspeed", **train)
+
+
+def test_other_work_does_not_find_the_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage as its component runs it: the same work goes on, another seed, section or input begins anew."""
+    partial = world.root / "partial"
+    monkeypatch.setenv(PLACE, str(partial))
+    add, steps = Parts.add, []
+
+    def add_and_fail(self: Parts, *given: Any) -> None:
+        steps.append(given[1]["step"])
+        add(self, *given)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Parts, "add", add_and_fail)
+
+    def begun_at(seed: int = 0, **changed: Any) -> int:
+        """The step that it had done when it failed: the first after what it found."""
+        section = ValuePretraining(init="policy", heldout_share=0.25, train=Train(part_seconds=ALWAYS), **changed)
+        inputs = {n: {"path": str(world.root / n), "sha256": ""} for n in ("rollouts", "rewards", "policy")}
+        made = {n: str(world.root / "made" / n) for n in ("critic", "pretraining", "metrics")}
+        parameters = {"seed": seed, "store": world.objects}
+        with pytest.raises(ZeroDivisionError):
+            execute(asdict(Job("value_pretraining", section.model_dump_json(), parameters, inputs, made, time.time())))
+        return int(steps[-1])
+
+    assert [begun_at(), begun_at(), begun_at()] == [1, 2, 3]
+    assert [begun_at(1), begun_at(lr=1e-3), begun_at(), begun_at(1)] == [1, 1, 4, 2]
+    world.write_rollouts(seed=1)
+    assert begun_at() == 1
+
+
+def test_without_a_place_nothing_is_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder that nobody would find again is filled."""
+    monkeypatch.delenv(PLACE, raising=False)
+    monkeypatch.setattr(parts, "_flush", die)
+    assert not Parts(None, ALWAYS).lasting
+    assert not Parts(world.root, 0).lasting
+    update(world, Train(part_seconds=ALWAYS))("on", None)
+
+
+def test_the_default_changes_no_section() -> None:
+    """It is not written, so that what caches go by is what it was."""
+    for section in (Train, BaseModelSection):
+        assert "part_seconds" not in section().model_dump()
+        assert section(part_seconds=5.0).model_dump()["part_seconds"] == 5.0
+        assert section.model_validate(section(part_seconds=0.0).model_dump()).part_seconds == 0.0
