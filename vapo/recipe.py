@@ -31,6 +31,15 @@ from vapo.errors import UserError
 RECIPES = Path(__file__).resolve().parent.parent / "pipelines" / "recipes"
 ARCHITECTURES = ("qwen2", "llama")  # model_type of the checkpoints that the CPU engine and the training stages read
 
+_PART_SECONDS = 600.0
+PART_SECONDS: Any = Field(  # of [train] and [base_model]; the default is not written: caches stay what they were
+    _PART_SECONDS,
+    ge=0,
+    exclude_if=lambda seconds: seconds == _PART_SECONDS,
+    description="of training between two parts, of which a killed stage goes on from the last, to the same bits, where "
+    "VAPO_PARTIAL is kept; 0: off, it begins anew",
+)
+
 
 class Section(BaseModel):
     """A part of the recipe: frozen, and a key that it does not know is refused."""
@@ -127,6 +136,8 @@ class BaseModelSection(Section):
     curriculum_loss: float = Field(
         0.4, gt=0, description="longer examples follow once the mean loss per response token is below this"
     )
+
+    part_seconds: float = PART_SECONDS
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -296,6 +307,7 @@ class Train(Section):
     queue: str = Field("", description="Kueue's LocalQueue for the TrainJob; empty: none")
     start_limit: int = Field(0, ge=0, description="seconds that the nodes may wait for room; 0: as long as it takes")
     time_limit: int = Field(0, ge=0, description="seconds after which the cluster ends the TrainJob; 0: none")
+    part_seconds: float = PART_SECONDS
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -54,13 +54,15 @@ class Stage:
 
 STAGES = {
     "problems": Stage("vapo.problems.make", "problems", "Problems", torch=False),
-    "base_model": Stage("vapo.train.base_model", "base_model", "BaseModelSection", torch=True),
+    "base_model": Stage("vapo.train.base_model", "base_model", "BaseModelSection", torch=True, resumable=True),
     "rollout": Stage("vapo.rollout.generate", "rollout", "Rollout", torch=True, resumable=True),
     "concatenation": Stage("vapo.rollout.concatenation", "concatenation", "Rollout", torch=False),
     "verification": Stage("vapo.problems.verification", "verification", "Verification", torch=False),
-    "value_pretraining": Stage("vapo.train.value_pretraining", "value_pretraining", "ValuePretraining", torch=True),
+    "value_pretraining": Stage(
+        "vapo.train.value_pretraining", "value_pretraining", "ValuePretraining", torch=True, resumable=True
+    ),
     "advantages": Stage("vapo.train.advantages", "advantages", "Advantages", torch=True),
-    "ppo_update": Stage("vapo.train.ppo_update", "ppo_update", "PpoUpdate", torch=True),
+    "ppo_update": Stage("vapo.train.ppo_update", "ppo_update", "PpoUpdate", torch=True, resumable=True),
     "evaluation": Stage("vapo.evaluate.accuracy", "evaluation", "Evaluation", torch=False),
     "history": Stage("vapo.report.history", "history", "Section", torch=False),
     "report": Stage("vapo.report.stage", "report", "Report", torch=False),
@@ -192,7 +194,7 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     from vapo import recipe
     from vapo.lineage.record import in_metadata, write_record
     from vapo.lineage.records import kept
-    from vapo.partial import partial_folder
+    from vapo.partial import PLACE, partial_folder
     from vapo.store import sha256_of
     from vapo.tables import write_text
     from vapo.train.installed import check_installed
@@ -208,7 +210,7 @@ def _execute(job: Job) -> dict[str, dict[str, Any]]:
     targets = {name: Path(path) for name, path in job.outputs.items() if name not in (METRICS, LINEAGE)}
     told = {"sources": inputs} if stage.informed else {}
     with ExitStack() as stack:
-        if stage.resumable:
+        if stage.resumable and os.environ.get(PLACE):  # without it nothing would find the folder again
             paths["partial"] = stack.enter_context(partial_folder(_identity(job, inputs)))
         found = _work(job, section, paths, targets, told)
         seconds = time.monotonic() - clock

@@ -35,11 +35,12 @@ def place(sharded: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Und
     return Undisturbed(workdir, sharded.done)
 
 
-def again(place: Undisturbed, number: int, *arguments: str) -> tuple[Path, dict[tuple[str, str], str]]:
+def again(place: Undisturbed, *arguments: str) -> tuple[Path, dict[tuple[str, str], str]]:
     """`vapo rerun` of the run: the new run's folder, and what came out of each task."""
+    before = set(place.workdir.iterdir())
     done = vapo("rerun", place.folder.name, *arguments, "--workdir", place.workdir)
     assert done.returncode == 0, (done.stdout, done.stderr)
-    folder = place.workdir / f"{place.folder.name}-rerun-{number}"
+    (folder,) = set(place.workdir.iterdir()) - before
     rows = json.loads((folder / RERUN).read_text())["outputs"]
     found = {(row["task"], row["output"]): row["result"] for row in rows}
     assert len(found) == len(rows)  # no two have one name
@@ -47,7 +48,7 @@ def again(place: Undisturbed, number: int, *arguments: str) -> tuple[Path, dict[
 
 
 def test_what_follows_crosses_concatenations(place: Undisturbed) -> None:
-    folder, found = again(place, 1, "--stage", "rollout", "--iteration", "1", "--downstream")
+    folder, found = again(place, "--stage", "rollout", "--iteration", "1", "--downstream")
     once = Counter(verification=2, advantages=1, ppo_update=1, evaluation=1, history=2, report=1)
     assert executed(folder) == Counter(rollout=4, concatenation=2) + once
     for shard in SHARDS:
@@ -66,7 +67,7 @@ def test_what_follows_crosses_concatenations(place: Undisturbed) -> None:
 
 
 def test_a_concatenation_takes_its_shards_along(place: Undisturbed) -> None:
-    folder, found = again(place, 2, "--stage", "concatenation", "--purpose", "evaluation", "--iteration", "1")
+    folder, found = again(place, "--stage", "concatenation", "--purpose", "evaluation", "--iteration", "1")
     assert executed(folder) == Counter(rollout=2, concatenation=1)
     assert [result for (_, output), result in found.items() if output == "rollouts"] == ["same bytes"] * 3
     verified = vapo("lineage", folder.name, "--verify", "--workdir", place.workdir)

@@ -22,6 +22,8 @@ from vapo.tables import read_table
 from vapo.train.batches import micro_batches
 from vapo.train.models import response_hidden, save_model
 from vapo.train.optimizer import Optimizer
+from vapo.train.parts import Parts, set_state, state_of
+from vapo.train.state import State, write_facts, write_fragments
 
 VOCABULARY_START = PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 MICRO_BATCH = 4096  # padded positions
@@ -31,9 +33,19 @@ CURRICULUM_PATIENCE = 4  # optimiser steps between two lengthenings
 
 
 def base_model(
-    section: recipe.BaseModelSection, *, examples: Path, policy: Path, seed: int, store: str
+    section: recipe.BaseModelSection,
+    *,
+    examples: Path,
+    policy: Path,
+    partial: Path | None = None,
+    seed: int,
+    store: str,
 ) -> dict[str, float]:
-    """Write the first policy checkpoint; returns its size and, when it was trained here, the loss."""
+    """Write the first policy checkpoint; returns its size and, when it was trained here, the loss.
+
+    Args:
+        partial: a folder for parts of the work, and where some may be already: then it goes on from the last one.
+    """
     if section.path:
         return _from_folder(Path(section.path), policy, store)
     torch.manual_seed(derive(seed, "base_model", "weights"))
@@ -51,6 +63,7 @@ def base_model(
         [np.array([*e.ids, eos], np.int32) for e in tokenizer.encode_batch(responses)],
         np.array(table["difficulty"].to_pylist()),
         np.random.default_rng(derive(seed, "base_model", "batches")),
+        Parts(partial, section.part_seconds),
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -115,6 +128,7 @@ def _train(
     responses: list[np.ndarray],
     difficulty: np.ndarray,
     generator: np.random.Generator,
+    parts: Parts,
 ) -> tuple[float, int]:
     """Maximum likelihood of the responses with a curriculum in difficulty: (last smoothed loss, step at full length).
 
@@ -124,9 +138,18 @@ def _train(
     optimizer = Optimizer(model, lr=section.lr, weight_decay=section.weight_decay, warmup_steps=30, max_grad_norm=1.0)
     order = np.argsort(difficulty, kind="stable")
     ranked = difficulty[order]
-    limit, hardest, loss, full_at = int(ranked[0]) + 3, int(ranked[-1]), float("inf"), 0
+    limit, hardest, loss, full_at, begin = int(ranked[0]) + 3, int(ranked[-1]), float("inf"), 0, 0
+    if parts.found:
+        optimizer.restore(State(parts.found.folder))
+        set_state(generator, parts.found.facts["generator"])
+        limit, loss, full_at, begin = (parts.found.facts[name] for name in ("limit", "loss", "full_at", "step"))
+
+    def write(folder: Path) -> None:
+        write_fragments(folder, optimizer.fragments(weights=True), rank=0, ranks=1)
+        write_facts(folder, steps=optimizer.steps)
+
     progress = Progress("optimiser steps", section.steps)
-    for step in range(section.steps):
+    for step in range(begin, section.steps):
         known = order[: np.searchsorted(ranked, limit, side="right")]
         budget = section.batch_tokens if limit >= hardest else section.batch_tokens // 2
         batch = _draw(generator, known, prompts, responses, budget)
@@ -144,6 +167,8 @@ def _train(
             limit = min(hardest, limit + max(1, limit // 5))
             full_at = step + 1
         progress(step + 1, total, loss=loss, steps_of_chain=limit)
+        facts = {"limit": limit, "loss": loss, "full_at": full_at, "generator": state_of(generator)}
+        parts.add(write, {"step": step + 1, **facts})
     if limit < hardest:
         raise UserError(
             f"the base model's curriculum ended at difficulty {limit} of {hardest} (loss {loss:.3f} per token, "

@@ -34,7 +34,8 @@ def launch(
 ) -> dict[str, float | None]:
     """Run a training stage over `section.train.ranks` processes, on so many nodes; returns its metrics.
 
-    A stage without a store, which writes no checkpoint, stays on one node: what it does is small.
+    A stage without a store, which writes no checkpoint, stays on one node: what it does is small. On several nodes no
+    parts are kept: a stage whose nodes were lost begins anew.
 
     Raises:
         UserError: a rank met something the user can cure, in its words.
@@ -43,7 +44,8 @@ def launch(
     if section.train.nodes > 1 and "store" in parameters:
         from vapo.train import nodes
 
-        return nodes.launch(stage, section, inputs, outputs, parameters)
+        alone = {name: path for name, path in inputs.items() if name != "partial"}  # a folder that no node sees
+        return nodes.launch(stage, section, alone, outputs, parameters)
     with tempfile.TemporaryDirectory(prefix="vapo-ranks-") as scratch:
         job = write_job(Path(scratch), stage, section, {**inputs, **outputs}, parameters)
         run_ranks(command(section.train.ranks, job), job.parent, GLOO_SOCKET_IFNAME="lo")

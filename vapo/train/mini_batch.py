@@ -78,7 +78,7 @@ def accumulate_policy(
     for turn in actor.turns(data.prompts, data.responses, chosen, section.token_budget):
         found = actor(turn, entropy_gradient=section.entropy_coef > 0)
         if not turn.counts:
-            actor.backward(0.0 * found[0].sum(), turn)
+            actor.backward(0.0 * (found[0].sum() + found[1].sum()), turn)
             continue
         micro = turn.batch
         actor.backward(_policy_term(section, found, experience, weights, micro, step, total), turn)

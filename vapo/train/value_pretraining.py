@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +27,10 @@ from vapo.train.checks import check_fits, memory_advice
 from vapo.train.engine import Engine
 from vapo.train.experience import Rollouts, named, read_rollouts, values_of
 from vapo.train.models import Checkpoint
+from vapo.train.parts import Parts, set_state, state_of
 from vapo.train.ranks import add_up, rank, together
 
+RETURNS, REWARD_MODEL = "returns", "reward model"  # what the critic is trained on; the second comes first
 Measure = tuple[int, str, float, float | None]  # a row of PRETRAINING: step, rows, value loss, explained variance
 
 
@@ -39,6 +42,7 @@ def value_pretraining(
     policy: Path,
     critic: Path,
     pretraining: Path,
+    partial: Path | None = None,
     seed: int,
     store: str,
 ) -> dict[str, float | None]:
@@ -47,6 +51,9 @@ def value_pretraining(
     VAPO section 4.1.1, VC-PPO section 3.1: responses of a fixed policy, Monte-Carlo returns (lambda = 1) as targets.
     The policy is only read; the critic's manifest holds its digest. The optimiser state is not kept: PPO starts the
     critic's afresh. With max_steps = 0 the critic is what `init` makes it.
+
+    Args:
+        partial: a folder for parts of the work, and where some may be already: then it goes on from the last one.
 
     Raises:
         UserError: the critic never beats a constant on the held-out prompts, or a loss or gradient is not finite.
@@ -59,10 +66,14 @@ def value_pretraining(
         stack.enter_context(memory_advice("value_pretraining", section))
         source = stack.enter_context(Checkpoint(policy, "policy", state=False))
         check_fits(data, source)
-        learner = Learner("critic", source, section.train, seed=seed, new=True, **_settings(section))
+        parts = Parts(partial, section.train.part_seconds)
+        part = parts.found.folder if parts.found else None
+        learner = Learner("critic", source, section.train, seed=seed, new=True, part=part, **_settings(section))
+        if parts.found:
+            set_state(generator, parts.found.facts["generator"])
         if section.init == "reward_model":
-            _reward_model(section, learner.engine, data, train, generator)
-        measures, kept, weights = _pretrain(section, learner, data, train, heldout, generator)
+            _reward_model(section, learner, data, train, generator, parts)
+        measures, kept, weights = _pretrain(section, learner, data, train, heldout, generator, parts)
         constant = _loss_of_a_constant(data, train, heldout)
         step, _, loss, variance = kept
         if section.max_steps and section.must_beat_mean and not loss < constant:
@@ -109,19 +120,25 @@ def _pretrain(
     train: np.ndarray,
     heldout: np.ndarray,
     generator: np.random.Generator,
+    parts: Parts,
 ) -> tuple[list[Measure], Measure, dict[str, Tensor] | None]:
-    """Train on Monte-Carlo returns until the held-out loss is flat.
+    """Train on Monte-Carlo returns until the held-out loss is flat, from the last part on.
 
     Returns:
         Everything that was measured, the measure of what is kept, and its weights; None: the present ones.
     """
     engine = learner.engine
     measures: list[Measure] = []
-    heldout_losses: list[float] = []
     best: Measure = (0, "held-out", math.inf, None)
     weights: dict[str, Tensor] | None = None
+    begin = 0
+    if parts.found and parts.found.facts["phase"] == RETURNS:
+        begin, best = parts.found.facts["step"], _measured(parts.found.facts["best"])
+        measures = [_measured(row) for row in parts.found.facts["measures"]]
+        weights = parts.found.tensors("best") if rank() == 0 else {}
+    heldout_losses = [loss for _, rows, loss, _ in measures if rows == "held-out"]
     progress = Progress("optimiser steps", section.max_steps)
-    for step in range(section.max_steps + 1):
+    for step in range(begin, section.max_steps + 1):
         last = step == section.max_steps
         if step % section.measure_every == 0 or last:
             found = (step, "held-out", *_measure(engine, data, heldout, section.token_budget))
@@ -137,7 +154,14 @@ def _pretrain(
         measures.append((step, "mini-batch", loss, variance))
         tokens = int(data.lengths[rows].sum())
         progress(step + 1, tokens, value_loss=loss, explained_variance=variance, heldout_loss=best[2])
+        facts = {"phase": RETURNS, "step": step + 1, "generator": state_of(generator)}
+        parts.add(learner.write_part, {**facts, "measures": measures, "best": best}, {"best": weights or {}})
     return measures, best, weights
+
+
+def _measured(row: Sequence[Any]) -> Measure:
+    step, rows, loss, variance = row
+    return step, rows, loss, variance
 
 
 def _loss_of_a_constant(data: Rollouts, train: np.ndarray, heldout: np.ndarray) -> float:
@@ -165,18 +189,26 @@ def _defined(column: Sequence[float | str | None]) -> list[float | str]:
 
 def _reward_model(
     section: recipe.ValuePretraining,
-    engine: Engine,
+    learner: Learner,
     data: Rollouts,
     train: np.ndarray,
     generator: np.random.Generator,
+    parts: Parts,
 ) -> None:
     """Train on the last token alone, as a reward model is: where the papers' critics start, biased on early tokens."""
+    begin = 0
+    if parts.found:
+        if parts.found.facts["phase"] != REWARD_MODEL:
+            return
+        begin = parts.found.facts["step"]
     progress = Progress("reward-model steps", section.reward_model_steps)
-    for step in range(section.reward_model_steps):
+    for step in range(begin, section.reward_model_steps):
         rows = generator.permutation(train)[: section.mini_batch]
-        loss, _ = _step(engine, data, rows, section.token_budget, last_token_only=True)
+        loss, _ = _step(learner.engine, data, rows, section.token_budget, last_token_only=True)
         progress(step + 1, int(data.lengths[rows].sum()), value_loss=loss)
-    engine.forget()
+        facts = {"phase": REWARD_MODEL, "step": step + 1, "generator": state_of(generator)}
+        parts.add(learner.write_part, facts)
+    learner.engine.forget()
 
 
 def _settings(section: recipe.ValuePretraining) -> dict[str, float | int]:
