@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from decimal import DefaultContext, localcontext
 from typing import Any
 
 import pytest
@@ -28,6 +30,13 @@ def fault(**sections: Any) -> str:
         parsed(**sections)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def usual_precision() -> Iterator[None]:
+    """reasoning-gym, if another test has imported it, leaves fewer digits to everybody's decimals."""
+    with localcontext(DefaultContext):
+        yield
 
 
 @pytest.mark.parametrize("text", ["8", "0.5", ".5", "8.", "500m", "64Gi", "64G", "1.5Ti", "1e3", "12E", "3e-2", "7k"])
