@@ -37,7 +37,7 @@ Stage = Callable[[str, Path | None], dict[str, Any]]  # (name of its outputs, pa
 def pretrain(world: World, train: Train, **changed: Any) -> Stage:
     """Three steps as a reward model, then six; the best critic is kept from a step in between."""
     settings: dict[str, Any] = {"reward_model_steps": 3, "min_steps": 6, "max_steps": 6, "measure_every": 2}
-    settings |= {"mini_batch": 6, "heldout_share": 0.25, "lr": 1e-2, "must_beat_mean": False, **changed}
+    settings |= {"mini_batch": 6, "heldout_share": 0.25, "lr": 0.3, "must_beat_mean": False, **changed}
 
     def run(name: str, partial: Path | None) -> dict[str, Any]:
         return value_pretraining(
